@@ -1,0 +1,178 @@
+"""What can happen to a worker (events), and what is to be done about it (commands). Values only; worker.py has the rules."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from rbee.core.exits import Exit, ExitReason
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAfter:
+    """Start it again after *delay* seconds; ``reason`` is a clause such as 'attempt 3 of 5 in 300 s'."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Leave it failed; ``reason`` is one sentence that says why, and what to do."""
+
+    reason: str
+
+
+RestartDecision = RestartAfter | GiveUp
+
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    reason: str
+    decision: RestartDecision
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedLoading:
+    url: str
+    pid: int
+    engine_pid: int | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedReady:
+    url: str
+    pid: int
+    engine_pid: int | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedFailed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExited:
+    """The engine's process ended while its keeper still lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker's process ended. ``decision`` is what restart policy and circuit say should it be unexpected."""
+
+    exit: Exit
+    decision: RestartDecision
+
+
+@dataclass(frozen=True, slots=True)
+class WentStale:
+    stale_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """It must be ended although nobody asked for it: unhealthy, hung, over its memory, too long loading."""
+
+    cause: ExitReason
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndRequested:
+    """End it for good. ``force``: without waiting for its requests or for its own shutdown."""
+
+    cause: ExitReason = ExitReason.STOPPED
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequested:
+    """End it if it runs, then start it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    """Its requests ended, or the time for them did."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraceEnded:
+    """It was told to end, and is still there after its grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffEnded:
+    """The delay is over, and admission has been granted again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRefused:
+    """Admission was refused; asked again after *delay* seconds."""
+
+    reason: str
+    delay: float
+
+
+Event = (
+    Spawned
+    | SpawnFailed
+    | AnnouncedLoading
+    | AnnouncedReady
+    | AnnouncedFailed
+    | EngineExited
+    | Exited
+    | WentStale
+    | Condemned
+    | EndRequested
+    | RestartRequested
+    | DrainEnded
+    | GraceEnded
+    | BackoffEnded
+    | RestartRefused
+)
+CALLBACKS: Final = (AnnouncedLoading, AnnouncedReady, AnnouncedFailed)
+
+
+# Commands: what the shell must do.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForDrain:
+    """Answer with DrainEnded once no request is in flight, or the drain timeout has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to the keeper alone; answer with GraceEnded when it is still there after its grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitExit:
+    """It ends by itself; answer with GraceEnded when it is still there after its grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL to the whole group."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForBackoff:
+    """Admit again after *delay* seconds, and answer with BackoffEnded or RestartRefused."""
+
+    delay: float
+
+
+Command = Spawn | WaitForDrain | Terminate | AwaitExit | Kill | WaitForBackoff

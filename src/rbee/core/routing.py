@@ -1,0 +1,115 @@
+"""Which ready worker serves a request: the narrow door between the hive, which publishes, and the gateway, which asks.
+
+Mutable, but pure: no I/O, no clock. It is used from one thread, the event loop's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from rbee.core.model_ref import BUILT_IN_ALIASES
+
+
+class Standing(StrEnum):
+    """What a request for a worker may expect of it."""
+
+    READY = "ready"
+    COMING = "coming"
+    """Not ready yet (starting, loading, waiting to restart): a request waits for it."""
+    OUT = "out"
+    """Leaving or failed: a request does not wait for it."""
+
+
+@dataclass(slots=True)
+class Route:
+    """One worker as the gateway sees it. The hive writes all but ``in_flight``, which the gateway writes."""
+
+    worker_id: str
+    model_ref: str
+    alias: str | None = None
+    standing: Standing = Standing.COMING
+    host: str = ""
+    port: int = 0
+    key: str = ""
+    slots: int = 1
+    message: str = ""
+    in_flight: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name under which it can be asked for: id, reference, alias."""
+        return tuple(name for name in (self.worker_id, self.model_ref, self.alias) if name)
+
+    @property
+    def load(self) -> float:
+        return self.in_flight / self.slots
+
+
+_ORDER: Final = ("worker_id", "model_ref", "alias")
+
+
+@dataclass(slots=True)
+class RouteTable:
+    """All workers by id. ``on_change`` callbacks run synchronously after each change of a standing or of a load."""
+
+    routes: dict[str, Route] = field(default_factory=dict)
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self.routes.values())
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def publish(self, route: Route) -> None:
+        """Add a worker, or replace what is known of it; requests in flight go on counting."""
+        known = self.routes.get(route.worker_id)
+        if known is not None:
+            route.in_flight = known.in_flight
+        self.routes[route.worker_id] = route
+        self.changed()
+
+    def withdraw(self, worker_id: str) -> None:
+        if self.routes.pop(worker_id, None) is not None:
+            self.changed()
+
+    def changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def candidates(self, name: str) -> list[Route]:
+        """The workers that *name* means: a worker id, else a model reference, else an alias; none: unknown."""
+        name = BUILT_IN_ALIASES.get(name, name)
+        for attribute in _ORDER:
+            found = [route for route in self.routes.values() if getattr(route, attribute) == name]
+            if found:
+                return found
+        return []
+
+    def acquire(self, worker_id: str) -> Route:
+        """Count one more request on a worker. Raises KeyError for one that is not there."""
+        route = self.routes[worker_id]
+        route.in_flight += 1
+        return route
+
+    def release(self, worker_id: str) -> None:
+        """Count one request less; the worker may be gone already."""
+        route = self.routes.get(worker_id)
+        if route is not None:
+            route.in_flight -= 1
+            self.changed()
+
+    def in_flight(self, worker_id: str) -> int:
+        route = self.routes.get(worker_id)
+        return route.in_flight if route is not None else 0
+
+
+def least_loaded(routes: list[Route], excluding: str | None = None) -> Route | None:
+    """The ready one with the smallest share of its slots in use; None when none is ready.
+
+    *excluding* names a worker that has just failed this request: it is asked again only if no other is there.
+    """
+    ready = [route for route in routes if route.standing is Standing.READY]
+    others = [route for route in ready if route.worker_id != excluding]
+    return min(others or ready, key=lambda route: (route.load, route.in_flight), default=None)

@@ -1,0 +1,400 @@
+"""A worker's life: every state, every event, every legal transition.
+
+Nothing outside this module computes a worker's next state; nothing inside it performs I/O or reads a clock.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from rbee.core.errors import IllegalTransition
+from rbee.core.events import (
+    AnnouncedFailed,
+    AnnouncedLoading,
+    AnnouncedReady,
+    AwaitExit,
+    BackoffEnded,
+    Command,
+    Condemned,
+    DrainEnded,
+    EndRequested,
+    EngineExited,
+    Event,
+    Exited,
+    GiveUp,
+    GraceEnded,
+    Kill,
+    RestartAfter,
+    RestartDecision,
+    RestartRefused,
+    RestartRequested,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Terminate,
+    WaitForBackoff,
+    WaitForDrain,
+    WentStale,
+)
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.routing import Standing
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    """Its process is being spawned, or was and has not called back."""
+    LOADING = "loading"
+    """It has called back; its engine loads the model."""
+    READY = "ready"
+    DRAINING = "draining"
+    """Out of routing; its requests in flight may end."""
+    STOPPING = "stopping"
+    """Told to end; its process is still there."""
+    BACKOFF = "backoff"
+    """No process; waits to be started again."""
+    FAILED = "failed"
+    """No process (or, for an external one, none left); a person or the circuit decides."""
+    GONE = "gone"
+    """Ended and forgotten; never listed."""
+
+
+class Restart(StrEnum):
+    """When a worker whose process ended is started again."""
+
+    ON_FAILURE = "on_failure"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What was asked for. ``ctx_size``: tokens one request may use; ``idle_timeout``: seconds, None never."""
+
+    worker_id: str
+    model_ref: str
+    backend: str = "cpu"
+    device: int = 0
+    engine: str = "llama-cpp"
+    engine_args: tuple[str, ...] = ()
+    alias: str | None = None
+    ctx_size: int = 4096
+    slots: int = 4
+    restart: Restart = Restart.ON_FAILURE
+    max_memory_bytes: int | None = None
+    idle_timeout: float | None = None
+    external: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker now. ``since`` is when it came into its state, seconds on the hive's monotonic clock.
+
+    ``ending`` is why it leaves (None: nobody asked it to); with ``forget`` it is gone once its process is,
+    with ``again`` it is started anew at once.
+    """
+
+    spec: WorkerSpec
+    state: WorkerState = WorkerState.STARTING
+    incarnation: int = 1
+    since: float = 0.0
+    message: str = "Waiting for its process to call back."
+    pid: int | None = None
+    engine_pid: int | None = None
+    url: str = ""
+    slots: int = 0
+    restart_count: int = 0
+    last_exit: Exit | None = None
+    ending: ExitReason | None = None
+    ending_reason: str = ""
+    forget: bool = False
+    again: bool = False
+
+    @property
+    def standing(self) -> Standing:
+        return _STANDING[self.state]
+
+
+S = WorkerState
+_STANDING: Final[Mapping[WorkerState, Standing]] = {
+    S.STARTING: Standing.COMING,
+    S.LOADING: Standing.COMING,
+    S.BACKOFF: Standing.COMING,
+    S.READY: Standing.READY,
+    S.DRAINING: Standing.OUT,
+    S.STOPPING: Standing.OUT,
+    S.FAILED: Standing.OUT,
+    S.GONE: Standing.OUT,
+}
+ALIVE: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING, S.STOPPING})
+"""States in which a process may exist, so in which a beat means something."""
+
+TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerState]]] = {
+    (S.STARTING, Spawned): frozenset({S.STARTING}),
+    (S.STARTING, SpawnFailed): frozenset({S.BACKOFF, S.FAILED}),
+    (S.STARTING, AnnouncedLoading): frozenset({S.LOADING}),
+    (S.STARTING, AnnouncedReady): frozenset({S.READY}),
+    (S.STARTING, AnnouncedFailed): frozenset({S.STOPPING}),
+    (S.STARTING, Exited): frozenset({S.BACKOFF, S.FAILED}),
+    (S.STARTING, WentStale): frozenset({S.STOPPING}),
+    (S.STARTING, Condemned): frozenset({S.STOPPING}),
+    (S.STARTING, EndRequested): frozenset({S.STOPPING}),
+    (S.STARTING, RestartRequested): frozenset({S.STOPPING}),
+    (S.LOADING, AnnouncedLoading): frozenset({S.LOADING}),
+    (S.LOADING, AnnouncedReady): frozenset({S.READY}),
+    (S.LOADING, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
+    (S.LOADING, EngineExited): frozenset({S.STOPPING}),
+    (S.LOADING, Exited): frozenset({S.BACKOFF, S.FAILED}),
+    (S.LOADING, WentStale): frozenset({S.STOPPING, S.GONE}),
+    (S.LOADING, Condemned): frozenset({S.STOPPING}),
+    (S.LOADING, EndRequested): frozenset({S.STOPPING, S.GONE}),
+    (S.LOADING, RestartRequested): frozenset({S.STOPPING}),
+    (S.READY, AnnouncedReady): frozenset({S.READY}),
+    (S.READY, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
+    (S.READY, EngineExited): frozenset({S.STOPPING}),
+    (S.READY, Exited): frozenset({S.BACKOFF, S.FAILED}),
+    (S.READY, WentStale): frozenset({S.STOPPING, S.GONE}),
+    (S.READY, Condemned): frozenset({S.DRAINING}),
+    (S.READY, EndRequested): frozenset({S.DRAINING, S.STOPPING, S.GONE}),
+    (S.READY, RestartRequested): frozenset({S.DRAINING}),
+    (S.DRAINING, AnnouncedFailed): frozenset({S.STOPPING, S.GONE}),
+    (S.DRAINING, EngineExited): frozenset({S.STOPPING}),
+    (S.DRAINING, DrainEnded): frozenset({S.STOPPING, S.GONE}),
+    (S.DRAINING, Exited): frozenset({S.GONE, S.STARTING, S.BACKOFF, S.FAILED}),
+    (S.DRAINING, WentStale): frozenset({S.STOPPING, S.GONE}),
+    (S.DRAINING, EndRequested): frozenset({S.DRAINING, S.STOPPING, S.GONE}),
+    (S.DRAINING, RestartRequested): frozenset({S.DRAINING}),
+    (S.STOPPING, Spawned): frozenset({S.STOPPING}),
+    (S.STOPPING, SpawnFailed): frozenset({S.GONE, S.STARTING, S.BACKOFF, S.FAILED}),
+    (S.STOPPING, AnnouncedFailed): frozenset({S.STOPPING}),
+    (S.STOPPING, EngineExited): frozenset({S.STOPPING}),
+    (S.STOPPING, Exited): frozenset({S.GONE, S.STARTING, S.BACKOFF, S.FAILED}),
+    (S.STOPPING, WentStale): frozenset({S.STOPPING}),
+    (S.STOPPING, GraceEnded): frozenset({S.STOPPING}),
+    (S.STOPPING, EndRequested): frozenset({S.STOPPING}),
+    (S.STOPPING, RestartRequested): frozenset({S.STOPPING}),
+    (S.BACKOFF, BackoffEnded): frozenset({S.STARTING}),
+    (S.BACKOFF, RestartRefused): frozenset({S.BACKOFF}),
+    (S.BACKOFF, EndRequested): frozenset({S.GONE}),
+    (S.BACKOFF, RestartRequested): frozenset({S.STARTING}),
+    (S.FAILED, EndRequested): frozenset({S.GONE}),
+    (S.FAILED, RestartRequested): frozenset({S.STARTING}),
+    (S.FAILED, WentStale): frozenset({S.GONE}),
+}
+
+Step = tuple[Worker, tuple[Command, ...]]
+
+
+def advance(worker: Worker, event: Event, now: float) -> Step:
+    """The worker after *event*, and what the shell must now do.
+
+    Raises IllegalTransition for a pair that is not in TRANSITIONS, for a restart of an external worker (its
+    process is not ours), and for what only an external worker can do.
+    """
+    if (worker.state, type(event)) not in TRANSITIONS or not _possible(worker, event):
+        raise IllegalTransition(
+            f"Worker '{worker.spec.worker_id}' cannot take '{type(event).__name__}' while it is {worker.state}.",
+            state=str(worker.state),
+            event=type(event).__name__,
+        )
+    after, commands = _RULES[type(event)](worker, event)
+    if after.state is not worker.state:
+        after = replace(after, since=now)
+    return after, commands
+
+
+def _possible(worker: Worker, event: Event) -> bool:
+    if worker.spec.external:
+        return not isinstance(event, (RestartRequested, Condemned, EngineExited))
+    return not (worker.state is S.FAILED and isinstance(event, WentStale))
+
+
+def _spawned(worker: Worker, event: Spawned) -> Step:
+    # A worker that was told to end while its process was being forked must be ended now that there is one.
+    commands: tuple[Command, ...] = (Terminate(),) if worker.state is S.STOPPING else ()
+    return replace(worker, pid=event.pid), commands
+
+
+def _spawn_failed(worker: Worker, event: SpawnFailed) -> Step:
+    exit_ = Exit(reason=worker.ending or ExitReason.CRASHED, message=event.reason)
+    return _without_process(worker, exit_, event.decision)
+
+
+def _announced_loading(worker: Worker, event: AnnouncedLoading) -> Step:
+    return _announced(worker, event, S.LOADING, "Loading its model."), ()
+
+
+def _announced_ready(worker: Worker, event: AnnouncedReady) -> Step:
+    return _announced(worker, event, S.READY, "Ready."), ()
+
+
+def _announced(worker: Worker, event: AnnouncedLoading | AnnouncedReady, state: WorkerState, message: str) -> Worker:
+    return replace(
+        worker,
+        state=state,
+        message=message,
+        url=event.url,
+        pid=event.pid,
+        engine_pid=event.engine_pid if event.engine_pid is not None else worker.engine_pid,
+        slots=event.slots,
+    )
+
+
+def _announced_failed(worker: Worker, event: AnnouncedFailed) -> Step:
+    if worker.spec.external:
+        exit_ = Exit(reason=ExitReason.CRASHED, message=event.reason)
+        if worker.forget:
+            return replace(worker, state=S.GONE, last_exit=exit_), ()
+        return _external_out(worker, exit_), ()
+    if worker.state is S.STOPPING:
+        return replace(worker, ending_reason=worker.ending_reason or event.reason), ()
+    cause = worker.ending or ExitReason.CRASHED
+    return _stopping(replace(worker, ending=cause, ending_reason=event.reason), AwaitExit())
+
+
+def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
+    if worker.state is S.STOPPING:
+        return worker, ()
+    cause = worker.ending or ExitReason.CRASHED
+    return _stopping(
+        replace(worker, ending=cause, ending_reason=worker.ending_reason or "Its engine ended."), AwaitExit()
+    )
+
+
+def _exited(worker: Worker, event: Exited) -> Step:
+    exit_ = replace(event.exit, reason=worker.ending or event.exit.reason)
+    if worker.ending_reason:
+        exit_ = replace(exit_, message=worker.ending_reason)
+    if worker.spec.external:
+        if worker.forget:
+            return replace(worker, state=S.GONE, last_exit=exit_), ()
+        return _external_out(worker, exit_), ()
+    return _without_process(worker, exit_, event.decision)
+
+
+def _external_out(worker: Worker, exit_: Exit) -> Worker:
+    message = f"Out of routing: {exit_.sentence()} Started by hand, so it is removed when its heartbeat is overdue."
+    return replace(worker, state=S.FAILED, last_exit=exit_, message=message)
+
+
+def _without_process(worker: Worker, exit_: Exit, decision: RestartDecision) -> Step:
+    """Its process is gone (or never was): forgotten, started again, waiting, or failed."""
+    bare = replace(
+        worker, pid=None, engine_pid=None, url="", last_exit=exit_, ending=None, ending_reason="", again=False
+    )
+    if worker.forget:
+        return replace(bare, state=S.GONE, message="Gone."), ()
+    if worker.again:
+        return _starting(bare, "Restarting as asked.")
+    match decision:
+        case RestartAfter(delay, reason):
+            message = f"Restarting in {delay:.1f} s: {exit_.sentence()} ({reason})"
+            return replace(bare, state=S.BACKOFF, message=message), (WaitForBackoff(delay),)
+        case GiveUp(reason):
+            return replace(bare, state=S.FAILED, message=f"{exit_.sentence()} {reason}"), ()
+
+
+def _starting(worker: Worker, message: str) -> Step:
+    fresh = replace(
+        worker,
+        state=S.STARTING,
+        incarnation=worker.incarnation + 1,
+        restart_count=worker.restart_count + 1,
+        message=message,
+    )
+    return fresh, (Spawn(),)
+
+
+def _stopping(worker: Worker, *commands: Command) -> Step:
+    why = f" ({worker.ending_reason})" if worker.ending_reason else ""
+    return replace(worker, state=S.STOPPING, message=f"Ending: {worker.ending}{why}."), commands
+
+
+def _draining(worker: Worker) -> Step:
+    message = f"Ending once its requests have ended: {worker.ending}."
+    return replace(worker, state=S.DRAINING, message=message), (WaitForDrain(),)
+
+
+def _went_stale(worker: Worker, event: WentStale) -> Step:
+    reason = f"no heartbeat in {event.stale_after:g} s"
+    if worker.spec.external:
+        return replace(worker, state=S.GONE, message=f"Removed: {reason}."), ()
+    # One that was being ended already keeps its cause: that is why it leaves.
+    marked = replace(worker, ending=worker.ending or ExitReason.STALE, ending_reason=worker.ending_reason or reason)
+    return _stopping(marked, Kill())
+
+
+def _condemned(worker: Worker, event: Condemned) -> Step:
+    marked = replace(worker, ending=event.cause, ending_reason=event.reason)
+    return _draining(marked) if worker.state is S.READY else _stopping(marked, Terminate())
+
+
+def _end_requested(worker: Worker, event: EndRequested) -> Step:
+    marked = replace(worker, ending=worker.ending or event.cause, forget=True, again=False)
+    if worker.state in (S.BACKOFF, S.FAILED):
+        return replace(marked, state=S.GONE, message="Gone."), ()
+    if worker.spec.external:
+        if worker.state is S.READY and not event.force:
+            return _draining(marked)
+        if worker.state is S.DRAINING and not event.force:
+            return marked, ()
+        return replace(marked, state=S.GONE, message="Gone."), ()
+    if event.force:
+        return _stopping(marked, Kill())
+    if worker.state is S.READY:
+        return _draining(marked)
+    if worker.state in (S.DRAINING, S.STOPPING):
+        return marked, ()
+    return _stopping(marked, Terminate())
+
+
+def _restart_requested(worker: Worker, _event: RestartRequested) -> Step:
+    if worker.state in (S.BACKOFF, S.FAILED):
+        return _starting(worker, "Restarting as asked.")
+    if worker.forget:
+        raise IllegalTransition(f"Worker '{worker.spec.worker_id}' is being ended; spawn a new one.")
+    marked = replace(worker, ending=worker.ending or ExitReason.STOPPED, again=True)
+    if worker.state is S.READY:
+        return _draining(marked)
+    if worker.state in (S.DRAINING, S.STOPPING):
+        return marked, ()
+    return _stopping(marked, Terminate())
+
+
+def _drain_ended(worker: Worker, _event: DrainEnded) -> Step:
+    if worker.spec.external:
+        return replace(worker, state=S.GONE, message="Gone."), ()
+    return _stopping(worker, Terminate())
+
+
+def _grace_ended(worker: Worker, _event: GraceEnded) -> Step:
+    return replace(worker, message="It did not end in its grace; killing it."), (Kill(),)
+
+
+def _backoff_ended(worker: Worker, _event: BackoffEnded) -> Step:
+    return _starting(worker, "Restarting: waiting for its process to call back.")
+
+
+def _restart_refused(worker: Worker, event: RestartRefused) -> Step:
+    message = f"Waiting for room, tried again in {event.delay:.0f} s: {event.reason}"
+    return replace(worker, message=message), (WaitForBackoff(event.delay),)
+
+
+_RULES: Final[Mapping[type[Event], Callable[[Worker, object], Step]]] = {  # type: ignore[assignment]
+    # Each rule takes the event that it stands beside; the key is what guarantees it.
+    Spawned: _spawned,
+    SpawnFailed: _spawn_failed,
+    AnnouncedLoading: _announced_loading,
+    AnnouncedReady: _announced_ready,
+    AnnouncedFailed: _announced_failed,
+    EngineExited: _engine_exited,
+    Exited: _exited,
+    WentStale: _went_stale,
+    Condemned: _condemned,
+    EndRequested: _end_requested,
+    RestartRequested: _restart_requested,
+    DrainEnded: _drain_ended,
+    GraceEnded: _grace_ended,
+    BackoffEnded: _backoff_ended,
+    RestartRefused: _restart_refused,
+}
