@@ -1,4 +1,4 @@
-"""What can happen to a worker (events), and what is to be done about it (commands). Values only; worker.py has the rules."""
+"""What can happen to a worker (events), and what is to be done about it (commands): values; worker.py has the rules."""
 
 from dataclasses import dataclass
 from typing import Final

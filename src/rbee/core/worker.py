@@ -6,7 +6,7 @@ Nothing outside this module computes a worker's next state; nothing inside it pe
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from rbee.core.errors import IllegalTransition
 from rbee.core.events import (
@@ -114,6 +114,11 @@ class Worker:
     def standing(self) -> Standing:
         return _STANDING[self.state]
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether its silence means something: one that is being ended has a grace of its own instead."""
+        return self.state in _WATCHED or (self.spec.external and self.state is WorkerState.FAILED)
+
 
 S = WorkerState
 _STANDING: Final[Mapping[WorkerState, Standing]] = {
@@ -128,6 +133,7 @@ _STANDING: Final[Mapping[WorkerState, Standing]] = {
 }
 ALIVE: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING, S.STOPPING})
 """States in which a process may exist, so in which a beat means something."""
+_WATCHED: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING})
 
 TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerState]]] = {
     (S.STARTING, Spawned): frozenset({S.STARTING}),
@@ -140,6 +146,8 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STARTING, Condemned): frozenset({S.STOPPING}),
     (S.STARTING, EndRequested): frozenset({S.STOPPING}),
     (S.STARTING, RestartRequested): frozenset({S.STOPPING}),
+    # A keeper may call back before the hive has read that its fork returned (seen when the hive was stopped).
+    (S.LOADING, Spawned): frozenset({S.LOADING}),
     (S.LOADING, AnnouncedLoading): frozenset({S.LOADING}),
     (S.LOADING, AnnouncedReady): frozenset({S.READY}),
     (S.LOADING, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
@@ -149,6 +157,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.LOADING, Condemned): frozenset({S.STOPPING}),
     (S.LOADING, EndRequested): frozenset({S.STOPPING, S.GONE}),
     (S.LOADING, RestartRequested): frozenset({S.STOPPING}),
+    (S.READY, Spawned): frozenset({S.READY}),
     (S.READY, AnnouncedReady): frozenset({S.READY}),
     (S.READY, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
     (S.READY, EngineExited): frozenset({S.STOPPING}),
@@ -157,6 +166,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.READY, Condemned): frozenset({S.DRAINING}),
     (S.READY, EndRequested): frozenset({S.DRAINING, S.STOPPING, S.GONE}),
     (S.READY, RestartRequested): frozenset({S.DRAINING}),
+    (S.DRAINING, Spawned): frozenset({S.DRAINING}),
     (S.DRAINING, AnnouncedFailed): frozenset({S.STOPPING, S.GONE}),
     (S.DRAINING, EngineExited): frozenset({S.STOPPING}),
     (S.DRAINING, DrainEnded): frozenset({S.STOPPING, S.GONE}),
@@ -169,7 +179,6 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STOPPING, AnnouncedFailed): frozenset({S.STOPPING}),
     (S.STOPPING, EngineExited): frozenset({S.STOPPING}),
     (S.STOPPING, Exited): frozenset({S.GONE, S.STARTING, S.BACKOFF, S.FAILED}),
-    (S.STOPPING, WentStale): frozenset({S.STOPPING}),
     (S.STOPPING, GraceEnded): frozenset({S.STOPPING}),
     (S.STOPPING, EndRequested): frozenset({S.STOPPING}),
     (S.STOPPING, RestartRequested): frozenset({S.STOPPING}),
@@ -205,7 +214,7 @@ def advance(worker: Worker, event: Event, now: float) -> Step:
 
 def _possible(worker: Worker, event: Event) -> bool:
     if worker.spec.external:
-        return not isinstance(event, (RestartRequested, Condemned, EngineExited))
+        return not isinstance(event, (RestartRequested, Condemned, EngineExited, Spawned, SpawnFailed))
     return not (worker.state is S.FAILED and isinstance(event, WentStale))
 
 
@@ -380,7 +389,7 @@ def _restart_refused(worker: Worker, event: RestartRefused) -> Step:
     return replace(worker, message=message), (WaitForBackoff(event.delay),)
 
 
-_RULES: Final[Mapping[type[Event], Callable[[Worker, object], Step]]] = {  # type: ignore[assignment]
+_RULES: Final[Mapping[type[Event], Callable[[Worker, Any], Step]]] = {
     # Each rule takes the event that it stands beside; the key is what guarantees it.
     Spawned: _spawned,
     SpawnFailed: _spawn_failed,

@@ -1,0 +1,1 @@
+"""The daemon's brain: admits, spawns, watches and ends workers."""

@@ -1,0 +1,74 @@
+"""What a node needs to start one incarnation of one worker, and what a worker tells of itself with each beat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rbee.core.worker import WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """``[engine.NAME]`` of the settings. ``command``: template with {port} {model} {names}; ``python``: interpreter."""
+
+    command: tuple[str, ...] = ()
+    health_path: str = ""
+    python: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One incarnation to start. ``model_path`` is empty for the synthetic engine. Times in seconds, sizes in bytes."""
+
+    spec: WorkerSpec
+    incarnation: int
+    port: int
+    port_last: int
+    model_path: str
+    token: str = field(repr=False)
+    host: str = "127.0.0.1"
+    callback_url: str = ""
+    heartbeat_interval: float = 30.0
+    orphan_timeout: float = 300.0
+    drain_timeout: float = 5.0
+    prompt_cache_bytes: int = 512 * 2**20
+    engine: EngineOptions = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What one beat may carry; None: the worker could not tell."""
+
+    rss_bytes: int | None = None
+    vram_bytes: int | None = None
+    slots_total: int | None = None
+    slots_busy: int | None = None
+    requests_total: int | None = None
+    prompt_tokens_total: int | None = None
+    generated_tokens_total: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process for longer than its pid: two processes are the same only when all three agree.
+
+    ``start_time``: field 22 of /proc/pid/stat, clock ticks since boot. ``boot_id``: of this boot of the kernel.
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorker:
+    """A worker as it survives the hive: its row is written before its process is forked, the identity after."""
+
+    spec: WorkerSpec
+    incarnation: int
+    identity: ProcessIdentity | None = None
+
+
+def first_free(ports: Sequence[int], taken: set[int]) -> int | None:
+    """The first of *ports* that nobody holds, or None."""
+    return next((port for port in ports if port not in taken), None)

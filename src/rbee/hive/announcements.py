@@ -1,0 +1,95 @@
+"""What a worker says when it calls back, checked and turned into an event."""
+
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+from urllib.parse import urlsplit
+
+import anyio
+
+from rbee.core.errors import InvalidField
+from rbee.core.events import AnnouncedFailed, AnnouncedLoading, AnnouncedReady
+from rbee.core.worker import Restart, WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """The body of POST /v1/workers/ready."""
+
+    worker_id: str
+    state: Literal["loading", "ready", "failed"]
+    url: str
+    model_ref: str
+    backend: str
+    device: int
+    pid: int
+    slots_total: int
+    incarnation: int | None = None
+    engine_pid: int | None = None
+    alias: str | None = None
+    reason: str | None = None
+
+    def spec(self) -> WorkerSpec:
+        """What a worker started by hand is, as far as it tells."""
+        return WorkerSpec(
+            worker_id=self.worker_id,
+            model_ref=self.model_ref,
+            backend=self.backend,
+            device=self.device,
+            engine="external",
+            alias=self.alias,
+            slots=self.slots_total,
+            restart=Restart.NEVER,
+            external=True,
+        )
+
+
+def as_event(said: Announcement) -> AnnouncedLoading | AnnouncedReady | AnnouncedFailed:
+    match said.state:
+        case "loading":
+            return AnnouncedLoading(said.url, said.pid, said.engine_pid, said.slots_total)
+        case "ready":
+            return AnnouncedReady(said.url, said.pid, said.engine_pid, said.slots_total)
+        case "failed":
+            return AnnouncedFailed(said.reason or "it did not say why")
+
+
+async def resolve_external_url(url: str, allowed: tuple[str, ...]) -> str:
+    """*url* with its host resolved, so that what was checked is what is called from now on.
+
+    Raises InvalidField unless it is plain HTTP on loopback or on one of the *allowed* hosts.
+    """
+    host, port = _host_and_port(url)
+    try:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise InvalidField(f"The worker's url names the host '{host}', which has no address.", field="url") from error
+    addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    if host not in allowed and not all(address.is_loopback for address in addresses):
+        raise InvalidField(
+            f"The worker's url names the host '{host}'. Only loopback is accepted; add it to workers.external_hosts.",
+            field="url",
+        )
+    # IPv4 first: that is where an engine told to serve on "localhost" listens.
+    first = min(addresses, key=lambda address: address.version)
+    return f"http://[{first}]:{port}" if first.version == 6 else f"http://{first}:{port}"
+
+
+def is_on_loopback(url: str) -> bool:
+    """Whether a url with a literal address is on this machine."""
+    try:
+        return ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme != "http" or not parts.hostname or not port or parts.path.strip("/") or parts.query:
+        raise InvalidField("The worker's url must read http://host:port, nothing more.", field="url")
+    return parts.hostname, port

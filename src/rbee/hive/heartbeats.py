@@ -1,0 +1,77 @@
+"""Receives beats; a deadline per worker finds the stale one."""
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from rbee.core import liveness
+from rbee.core.errors import IllegalTransition, OlderIncarnation
+from rbee.core.launch import Telemetry
+from rbee.core.worker import ALIVE
+from rbee.hive.registry import Record, Registry
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeats:
+    """Times are seconds. *on_stale* gets the id of each worker whose deadline has passed."""
+
+    def __init__(
+        self, registry: Registry, interval: float, stale_after: float, on_stale: Callable[[str], None]
+    ) -> None:
+        self._registry = registry
+        self._interval = interval
+        self._stale_after = stale_after
+        self._on_stale = on_stale
+
+    def beat(self, record: Record, incarnation: int | None, healthy: bool, telemetry: Telemetry) -> None:
+        """A worker was heard of.
+
+        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive.
+        """
+        worker = record.worker
+        check_incarnation(record, incarnation)
+        if worker.state not in ALIVE:
+            raise IllegalTransition(f"Worker '{record.worker_id}' is {worker.state}: no process of it can beat.")
+        record.vital = liveness.seen(anyio.current_time(), self._stale_after)
+        record.healthy = healthy
+        record.telemetry = telemetry
+        # The words are the original's, people search for them.
+        log.info("Received heartbeat", worker_id=record.worker_id, healthy=healthy)
+
+    async def run(self) -> None:
+        """Judge each worker on its own deadline. Ends only by cancellation."""
+        before = anyio.current_time()
+        while True:
+            await anyio.sleep(self._until_next_look(before))
+            now = anyio.current_time()
+            if liveness.paused(now - before):
+                self._forgive(now, now - before)
+            else:
+                self._judge(now)
+            before = anyio.current_time()
+
+    def _until_next_look(self, now: float) -> float:
+        earliest = min((r.vital.deadline for r in self._registry if r.worker.is_watched), default=now + 3600.0)
+        return min(liveness.TICK_INTERVAL, max(0.0, earliest - now))
+
+    def _forgive(self, now: float, gap: float) -> None:
+        log.warning("hive_was_paused", seconds=round(gap, 3), workers=len(self._registry))
+        for record in self._registry:
+            record.vital = liveness.after_pause(record.vital, now, self._interval)
+
+    def _judge(self, now: float) -> None:
+        overdue = [r.worker_id for r in self._registry if r.worker.is_watched and r.vital.is_stale(now)]
+        for worker_id in overdue:
+            self._on_stale(worker_id)
+
+
+def check_incarnation(record: Record, incarnation: int | None) -> None:
+    """Raise OlderIncarnation for a callback that does not come from the incarnation that runs now."""
+    current = record.worker.incarnation
+    if incarnation is not None and incarnation != current and not record.worker.spec.external:
+        raise OlderIncarnation(
+            f"Worker '{record.worker_id}' is at incarnation {current}; this call came from incarnation {incarnation}.",
+            incarnation=current,
+        )

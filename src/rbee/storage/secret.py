@@ -1,0 +1,29 @@
+"""The secret from which worker tokens are made: one a state directory, made once, readable by its owner alone."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+_LENGTH: Final = 32
+
+
+def load_or_create(path: Path) -> bytes:
+    """32 bytes. Raises OSError, among others for a file that others may read or that is damaged."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _load(path)
+    with os.fdopen(fd, "wb") as file:
+        fresh = secrets.token_bytes(_LENGTH)
+        file.write(fresh)
+    return fresh
+
+
+def _load(path: Path) -> bytes:
+    if path.stat().st_mode & 0o077:
+        raise PermissionError(f"{path} can be read by others; run: chmod 600 {path}")
+    kept = path.read_bytes()
+    if len(kept) != _LENGTH:
+        raise OSError(f"{path} is damaged; remove it and start again (workers of the last hive will end themselves).")
+    return kept
