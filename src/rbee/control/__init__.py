@@ -1,0 +1,1 @@
+"""The control API: a FastAPI application on a Unix socket, one router a resource."""

@@ -55,27 +55,33 @@ class RouteTable:
 
     routes: dict[str, Route] = field(default_factory=dict)
     _listeners: list[Callable[[], None]] = field(default_factory=list)
+    _standing_listeners: list[Callable[[], None]] = field(default_factory=list)
+    _left_in_flight: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes.values())
 
-    def subscribe(self, listener: Callable[[], None]) -> None:
-        self._listeners.append(listener)
+    def subscribe(self, listener: Callable[[], None], *, loads: bool = True) -> None:
+        """Call *listener* after each change; without *loads*, not where only a request has ended."""
+        (self._listeners if loads else self._standing_listeners).append(listener)
 
     def publish(self, route: Route) -> None:
         """Add a worker, or replace what is known of it; requests in flight go on counting."""
         known = self.routes.get(route.worker_id)
-        if known is not None:
-            route.in_flight = known.in_flight
+        route.in_flight = known.in_flight if known is not None else self._left_in_flight.pop(route.worker_id, 0)
         self.routes[route.worker_id] = route
         self.changed()
 
     def withdraw(self, worker_id: str) -> None:
-        if self.routes.pop(worker_id, None) is not None:
+        route = self.routes.pop(worker_id, None)
+        if route is not None:
+            if route.in_flight:
+                # They end after it: their release must not count against a worker that comes back by this id.
+                self._left_in_flight[worker_id] = route.in_flight
             self.changed()
 
     def changed(self) -> None:
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._standing_listeners):
             listener()
 
     def candidates(self, name: str) -> list[Route]:
@@ -98,7 +104,12 @@ class RouteTable:
         route = self.routes.get(worker_id)
         if route is not None:
             route.in_flight -= 1
-            self.changed()
+            for listener in self._listeners:
+                listener()
+        elif self._left_in_flight.get(worker_id, 0) > 1:
+            self._left_in_flight[worker_id] -= 1
+        else:
+            self._left_in_flight.pop(worker_id, None)
 
     def in_flight(self, worker_id: str) -> int:
         route = self.routes.get(worker_id)

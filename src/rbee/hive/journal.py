@@ -68,16 +68,12 @@ class Journal:
         """The kept entries after *number*, oldest first."""
         return [entry for entry in self._entries if entry.number > number]
 
-    async def follow(self, number: int, keepalive: float) -> AsyncIterator[Transition | None]:
-        """Entries after *number* as they come; None after each *keepalive* seconds without one."""
+    async def follow(self, number: int) -> AsyncIterator[Transition]:
+        """Entries after *number*, then each new one, until the journal is closed."""
         while not self._closed:
             grew = self._grew
             for entry in self.since(number):
                 number = entry.number
                 yield entry
-            if number < self.last_number or self._closed:
-                continue
-            with anyio.move_on_after(keepalive) as silence:
+            if number >= self.last_number and not self._closed:
                 await grew.wait()
-            if silence.cancelled_caught:
-                yield None

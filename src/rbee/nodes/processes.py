@@ -191,8 +191,9 @@ def holder_of_port(port: int) -> str:
     """Who listens on *port*, in words: 'python3 (pid 12)', or 'another program' where we may not see it."""
     try:
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
-            if listens and connection.laddr[1] == port and connection.pid:
+            # An unbound socket has an empty tuple for an address.
+            held = getattr(connection.laddr, "port", None)
+            if connection.status == psutil.CONN_LISTEN and held == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
         pass

@@ -1,0 +1,63 @@
+"""What the routers work with, handed in by daemon.py, and who is calling them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from rbee.core import auth
+from rbee.core.routing import RouteTable
+from rbee.hive.heartbeats import Heartbeats
+from rbee.hive.orders import Defaults
+from rbee.hive.pool import Pool
+from rbee.hive.ports import Node
+from rbee.hive.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One scrape: the text and the content type that it is in."""
+
+    body: bytes
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    pool: Pool
+    registry: Registry
+    heartbeats: Heartbeats
+    routes: RouteTable
+    node: Node
+    policy: auth.AuthPolicy
+    defaults: Defaults
+    metrics_page: Callable[[str], Page]
+    heartbeat_interval: float
+    orphan_timeout: float
+
+
+def context_of(request: Request) -> Context:
+    return cast(Context, request.app.state.context)
+
+
+def caller(request: Request) -> auth.Principal:
+    """Who is calling. Raises Unauthorized. A header that claims to know is never believed."""
+    return auth.resolve(context_of(request).policy, presented_key(request))
+
+
+def presented_key(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("x-api-key")
+
+
+def may_control(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
+    auth.require(principal, auth.Action.CONTROL)
+    return principal
+
+
+Here = Annotated[Context, Depends(context_of)]
+Caller = Annotated[auth.Principal, Depends(caller)]
+Admin = Depends(may_control)

@@ -1,0 +1,70 @@
+"""From a record to what the API shows of it."""
+
+import dataclasses
+
+from rbee.control.schemas import ExitView, MemoryView, WorkerView
+from rbee.core.worker import WorkerState
+from rbee.hive.journal import Transition
+from rbee.hive.registry import Record
+
+
+def shown_state(record: Record, in_flight: int) -> str:
+    """The state's name; ``ready`` reads idle or busy, by the requests in flight."""
+    state = record.worker.state
+    if state is not WorkerState.READY:
+        return str(state)
+    return "busy" if in_flight > 0 else "idle"
+
+
+def worker_view(record: Record, in_flight: int, now: float) -> WorkerView:
+    """*now* is the hive's monotonic clock, seconds."""
+    worker, spec, telemetry = record.worker, record.worker.spec, record.telemetry
+    last = worker.last_exit
+    return WorkerView(
+        worker_id=spec.worker_id,
+        state=shown_state(record, in_flight),
+        message=worker.message,
+        model_ref=spec.model_ref,
+        alias=spec.alias,
+        backend=spec.backend,
+        device=spec.device,
+        engine=spec.engine,
+        engine_args=list(spec.engine_args),
+        pid=worker.pid,
+        engine_pid=worker.engine_pid,
+        url=worker.url,
+        ctx_size=spec.ctx_size,
+        slots=worker.slots or spec.slots,
+        in_flight=in_flight,
+        incarnation=worker.incarnation,
+        restart=str(spec.restart),
+        restart_count=worker.restart_count,
+        idle_timeout=spec.idle_timeout,
+        max_memory_bytes=spec.max_memory_bytes,
+        started_at=record.started_at,
+        state_age_seconds=round(now - worker.since, 3),
+        last_heartbeat_age_seconds=round(record.vital.age(now), 3),
+        health_status="healthy" if record.healthy else "degraded",
+        memory=MemoryView(rss_bytes=telemetry.rss_bytes, vram_bytes=telemetry.vram_bytes),
+        telemetry=dataclasses.asdict(telemetry),
+        last_exit=ExitView(reason=last.reason, exit_code=last.code, signal=last.signal_number, message=last.message)
+        if last
+        else None,
+        external=spec.external,
+    )
+
+
+def transition_view(entry: Transition) -> dict[str, object]:
+    """One event of GET /v1/events."""
+    return {
+        "number": entry.number,
+        "at": entry.at.isoformat(),
+        "worker_id": entry.worker_id,
+        "model_ref": entry.model_ref,
+        "incarnation": entry.incarnation,
+        "event": entry.event,
+        "before": str(entry.before),
+        "after": str(entry.after),
+        "message": entry.message,
+        "exit_reason": str(entry.exit.reason) if entry.exit else None,
+    }

@@ -1,0 +1,311 @@
+"""rbee-hive: the composition root, the only module that builds adapters and wires everything."""
+
+import signal
+import socket
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import psutil
+import structlog
+import uvicorn
+from anyio.abc import TaskGroup
+
+from rbee import __version__
+from rbee.config.settings import Settings
+from rbee.core import auth
+from rbee.core.launch import EngineOptions
+from rbee.core.routing import RouteTable
+from rbee.core.worker import Restart
+from rbee.gateway.options import GatewayOptions
+from rbee.gateway.server import Gateway
+from rbee.hive.heartbeats import Heartbeats
+from rbee.hive.orders import Defaults, Order
+from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.registry import Registry
+from rbee.models.library import ModelLibrary
+from rbee.nodes.local import LocalNode
+from rbee.observability.metrics import MachineReading, Metrics, Sources
+from rbee.storage import secret
+from rbee.storage.sockets import bind_private
+from rbee.storage.workers import WorkerStore
+
+log = structlog.get_logger(__name__)
+
+LOG_CUT_INTERVAL: Final = 30.0
+"""Seconds between two looks at the size of the workers' logs."""
+CONTROL_CLOSE_TIMEOUT: Final = 2
+"""Whole seconds that open control requests (a followed log) get at the end."""
+GATEWAY_CLOSE_TIMEOUT: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FrontDoor:
+    """The bound and listening socket, and the url under which people reach it."""
+
+    listener: socket.socket
+    url: str
+    tls: SSLContext | None = None
+
+
+class Daemon:
+    """One hive. The caller holds the lock of the state directory."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        state_dir = settings.server.state_dir
+        self._settings = settings
+        self._routes, self._registry, self._metrics = RouteTable(), Registry(), Metrics(__version__)
+        self._policy = auth.AuthPolicy(
+            digests=digests(settings),
+            worker_secret=secret.load_or_create(state_dir / "secret"),
+            metrics_auth=settings.auth.metrics_auth,
+        )
+        self._store = WorkerStore(state_dir / "rbee.db")
+        self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep)
+        self._control_socket = bind_private(state_dir)
+        control_path = str(self._control_socket.getsockname())
+        library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
+        self._pool = Pool(
+            pool_options(settings, control_path),
+            Adapters(self._node, self._store, library),
+            self._registry,
+            self._routes,
+            self._policy,
+        )
+        self._pool.journal.subscribe(self._metrics.transition)
+        beat = settings.heartbeat
+        self._heartbeats = Heartbeats(self._registry, beat.interval, beat.stale_after, self._pool.went_stale)
+        self._gateway = Gateway(
+            gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
+        )
+        self._control: ControlServer | None = None
+        self._stopping = False
+        self._left: list[str] = []
+
+    async def run(self, door: FrontDoor) -> list[str]:
+        """Serve on the bound listener until a signal; returns the ids of workers that would not stop.
+
+        Raises OSError where the database cannot be used; nothing was started then.
+        """
+        await self._gateway.serve(door.listener, door.tls)
+        log.info("hive_listening", url=door.url, version=__version__, state_dir=str(self._settings.server.state_dir))
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await self._store.open()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._obey, signals, tasks)
+                await self._start(tasks)
+                log.info("hive_ready", url=door.url)
+                await anyio.sleep_forever()
+        return self._left
+
+    async def _start(self, tasks: TaskGroup) -> None:
+        self._metrics.watch(self._sources())
+        await tasks.start(self._pool.run)
+        tasks.start_soon(self._heartbeats.run)
+        tasks.start_soon(self._node.cut_logs, LOG_CUT_INTERVAL)
+        # In a thread: it takes 0.3 s, and health is asked for from the first moment.
+        app = await anyio.to_thread.run_sync(self._build_control)
+        self._control = ControlServer(app)
+        tasks.start_soon(self._control.serve, [self._control_socket])
+        await self._control.accepting.wait()
+        self._gateway.control_up = True
+        self._gateway.ready_problem = lambda: "the workers of the previous hive are being ended"
+        await self._pool.end_leftovers()
+        if not self._stopping:
+            self._gateway.ready_problem = lambda: None
+
+    def _build_control(self) -> Any:
+        from rbee.control import app, context  # noqa: PLC0415 - not needed to say that we are alive
+
+        settings = self._settings
+        return app.build(
+            context.Context(
+                pool=self._pool,
+                registry=self._registry,
+                heartbeats=self._heartbeats,
+                routes=self._routes,
+                node=self._node,
+                policy=self._policy,
+                defaults=defaults(settings),
+                metrics_page=lambda accept: context.Page(*self._metrics.page(accept)),
+                heartbeat_interval=settings.heartbeat.interval,
+                orphan_timeout=settings.lifecycle.orphan_timeout,
+            )
+        )
+
+    def _sources(self) -> Sources:
+        return Sources(
+            registry=self._registry,
+            in_flight_of=self._routes.in_flight,
+            queue_depth=self._gateway.waiting,
+            in_flight=self._gateway.in_flight,
+            illegal_events=lambda: self._pool.illegal_events,
+            machine=lambda: read_machine(self._settings.models.directory),
+        )
+
+    async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
+        async for number in signals:
+            log.info("signal_received", signal=signal.Signals(number).name, again=self._stopping)
+            if self._stopping:
+                self._pool.force_stop()
+            else:
+                self._stopping = True
+                tasks.start_soon(self._stop, tasks)
+
+    async def _stop(self, tasks: TaskGroup) -> None:
+        """The order of DESIGN section 3: inference refused, workers, event streams, control API, gateway, database."""
+        self._gateway.closing = True
+        self._gateway.ready_problem = lambda: "shutting down"
+        self._left = await self._pool.stop(self._settings.lifecycle.shutdown_timeout)
+        self._pool.journal.close()
+        self._gateway.stop_accepting()
+        if self._control is not None:
+            self._control.should_exit = True
+            await self._control.ended.wait()
+        await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
+        self._store.close()
+        await anyio.Path(self._control_socket.getsockname()).unlink(missing_ok=True)
+        self._control_socket.close()
+        log.info("hive_stopped", would_not_stop=self._left)
+        tasks.cancel_scope.cancel()
+
+
+class ControlServer(uvicorn.Server):
+    """uvicorn on a socket that is bound already, with signals left to the daemon."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=CONTROL_CLOSE_TIMEOUT,
+            )
+        )
+        self.accepting = anyio.Event()
+        self.ended = anyio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            self.ended.set()
+
+
+def digests(settings: Settings) -> dict[bytes, auth.Principal]:
+    """Every key of the settings by its SHA-256."""
+    found = {
+        bytes.fromhex(key.sha256): auth.Principal(auth.Role(key.role), name) for name, key in settings.keys.items()
+    }
+    if settings.auth.api_token is not None:
+        token = settings.auth.api_token.get_secret_value()
+        found[auth.digest(token)] = auth.Principal(auth.Role.ADMIN, "api_token")
+    return found
+
+
+def pool_options(settings: Settings, control_path: str) -> PoolOptions:
+    return PoolOptions(
+        callback_url=f"unix:{control_path}",
+        ports=settings.workers.ports,
+        worker_host=settings.workers.host,
+        heartbeat_interval=settings.heartbeat.interval,
+        stale_after=settings.heartbeat.stale_after,
+        drain_timeout=settings.lifecycle.drain_timeout,
+        term_grace=settings.lifecycle.term_grace,
+        orphan_timeout=settings.lifecycle.orphan_timeout,
+        prompt_cache_bytes=settings.workers.prompt_cache,
+        allow_external=settings.workers.allow_external,
+        external_hosts=settings.workers.external_hosts,
+        engines={
+            name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
+            for name, engine in settings.engine.items()
+        },
+    )
+
+
+def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
+    gateway = settings.gateway
+    return GatewayOptions(
+        control_socket=control_path,
+        allowed_hosts=settings.server.allowed_hosts,
+        cors_origins=gateway.cors_origins,
+        max_body=gateway.max_body,
+        max_header=gateway.max_header,
+        buffer_limit=gateway.buffer_limit,
+        header_timeout=gateway.header_timeout,
+        idle_timeout=gateway.idle_timeout,
+        stall_timeout=gateway.stall_timeout,
+        queue_limit=gateway.queue_limit,
+        queue_timeout=gateway.queue_timeout,
+        keepalive_after=gateway.keepalive_after,
+    )
+
+
+def defaults(settings: Settings) -> Defaults:
+    """What a spawn gets where it says nothing, and what the settings say of the models that they name."""
+    workers = settings.workers
+    models = {
+        name: Order(
+            model_ref=model.ref,
+            alias=model.alias,
+            ctx_size=model.ctx_size,
+            slots=model.slots,
+            engine=model.engine,
+            engine_args=model.engine_args,
+            restart=Restart(model.restart) if model.restart else None,
+            idle_timeout=model.idle_timeout,
+        )
+        for name, model in settings.model.items()
+    }
+    return Defaults(workers.engine, workers.ctx_size, workers.slots, Restart(settings.restart.policy), models)
+
+
+def read_machine(model_directory: Path) -> MachineReading:
+    """Memory, and the disk of the nearest directory that exists: the models' own is made with the first of them."""
+    existing = next(path for path in (model_directory, *model_directory.parents) if path.exists())
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(existing))
+    return MachineReading(memory.available, memory.total, disk.free, disk.total)
+
+
+NOT_BUILT: Final = (
+    "monitor.",
+    "restart.",
+    "limits.",
+    "lifecycle.load_",
+    "lifecycle.idle_timeout",
+    "lifecycle.leave_timeout",
+    "gateway.affinity",
+    "models.max_bytes",
+    "models.hf_",
+)
+_NOT_BUILT_OF_A_TABLE: Final = {
+    "model": ("pinned", "preload", "replicas"),
+    "keys": ("max_in_flight", "requests_per_minute"),
+}
+
+
+def without_effect(origins: Mapping[str, str]) -> Iterator[str]:
+    """The settings that somebody gave and that no part of this version reads yet."""
+    for key, origin in origins.items():
+        section, last = key.partition(".")[0], key.rpartition(".")[2]
+        if origin != "default" and (key.startswith(NOT_BUILT) or last in _NOT_BUILT_OF_A_TABLE.get(section, ())):
+            yield key

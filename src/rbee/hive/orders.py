@@ -1,0 +1,105 @@
+"""From what somebody asked for to the worker that it means: defaults filled in, contradictions refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rbee.core import engine_args, model_ref
+from rbee.core.errors import InvalidField
+from rbee.core.model_ref import Scheme
+from rbee.core.worker import Restart, WorkerSpec
+
+MAX_SLOTS = 1024
+MAX_CTX_SIZE = 16 * 2**20
+BACKENDS = ("cpu", "cuda", "rocm", "vulkan", "metal")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A spawn as it was asked for; None: the default."""
+
+    model_ref: str
+    backend: str = "auto"
+    device: int | None = None
+    alias: str | None = None
+    ctx_size: int | None = None
+    slots: int | None = None
+    engine: str | None = None
+    engine_args: tuple[str, ...] = ()
+    restart: Restart | None = None
+    max_memory_bytes: int | None = None
+    idle_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the settings say for a field that an order leaves open. ``models``: orders by the name of their table."""
+
+    engine: str = "llama-cpp"
+    ctx_size: int = 4096
+    slots: int = 4
+    restart: Restart = Restart.ON_FAILURE
+    models: Mapping[str, Order] = field(default_factory=dict)
+
+
+def specify(order: Order, defaults: Defaults) -> WorkerSpec:
+    """The worker that *order* means, without an id. Raises BadModelReference, then InvalidField."""
+    configured = defaults.models.get(order.model_ref)
+    if configured is not None:
+        order = _with_settings(order, configured)
+    ref = model_ref.parse(order.model_ref)
+    engine = order.engine or ("synthetic" if ref.scheme is Scheme.SYNTHETIC else defaults.engine)
+    if (engine == "synthetic") != (ref.scheme is Scheme.SYNTHETIC):
+        raise InvalidField(f"The engine '{engine}' cannot run '{ref}': synthetic: goes with itself.", field="engine")
+    known_arguments = engine if engine in ("llama-cpp", "synthetic") else "command"
+    engine_args.check(known_arguments, order.engine_args)
+    return WorkerSpec(
+        worker_id="",
+        model_ref=str(ref),
+        backend=_backend(order.backend),
+        device=_device(order.device),
+        engine=engine,
+        engine_args=order.engine_args,
+        alias=order.alias,
+        ctx_size=order.ctx_size or defaults.ctx_size,
+        slots=order.slots or (256 if known_arguments == "command" else defaults.slots),
+        restart=order.restart or defaults.restart,
+        max_memory_bytes=order.max_memory_bytes,
+        idle_timeout=order.idle_timeout,
+    )
+
+
+def _with_settings(order: Order, configured: Order) -> Order:
+    """The order with what the settings file says of that model, where the order itself says nothing."""
+    return Order(
+        model_ref=configured.model_ref,
+        backend=order.backend,
+        device=order.device,
+        alias=order.alias or configured.alias,
+        ctx_size=order.ctx_size or configured.ctx_size,
+        slots=order.slots or configured.slots,
+        engine=order.engine or configured.engine,
+        engine_args=order.engine_args or configured.engine_args,
+        restart=order.restart or configured.restart,
+        max_memory_bytes=order.max_memory_bytes,
+        idle_timeout=order.idle_timeout if order.idle_timeout is not None else configured.idle_timeout,
+    )
+
+
+def _backend(asked: str) -> str:
+    if asked in ("auto", "cpu"):
+        return "cpu"
+    if asked in BACKENDS:
+        raise InvalidField(
+            f"The backend '{asked}' is not there: the installed engine was built for the CPU alone. Use backend 'cpu'.",
+            field="backend",
+        )
+    raise InvalidField(
+        f"There is no backend '{asked[:40]}'. Known are auto, {', '.join(BACKENDS)}; here there is cpu.",
+        field="backend",
+    )
+
+
+def _device(asked: int | None) -> int:
+    if asked in (None, 0):
+        return 0
+    raise InvalidField(f"There is no device {asked}: the backend cpu has device 0 alone.", field="device")

@@ -1,0 +1,249 @@
+"""The metrics page: gauges from a look at the registry at scrape, counters from the journal and the usage sink.
+
+Names and labels are DESIGN section 8's. The families that belong to parts that are not built yet come with them.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from rbee.core.exits import ExitReason
+from rbee.core.usage import Usage
+from rbee.core.worker import WorkerState
+from rbee.hive.journal import Transition
+from rbee.hive.registry import Record, Registry
+
+_DURATION_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_FIRST_TOKEN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SPEED_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_LOAD_BUCKETS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_OVERHEAD_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+_SIGKILL: Final = 9
+SHOWN_STATES: Final = ("starting", "loading", "idle", "busy", "draining", "stopping", "backoff", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReading:
+    """Bytes of this machine's memory and of the file system that holds the models."""
+
+    memory_available: int
+    memory_total: int
+    disk_available: int
+    disk_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a scrape reads. The two load functions give requests by model reference."""
+
+    registry: Registry
+    in_flight_of: Callable[[str], int]
+    queue_depth: Callable[[], Mapping[str, int]]
+    in_flight: Callable[[], Mapping[str, int]]
+    illegal_events: Callable[[], int]
+    machine: Callable[[], MachineReading]
+
+
+class Metrics:
+    """One per daemon; the registry is its own, never the library's global one."""
+
+    def __init__(self, version: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._declare_hive(version)
+        self._declare_inference()
+
+    def _declare_hive(self, version: str) -> None:
+        own = self._registry
+        build = GaugeMetricFamily("rbee_hive_build_info", "The version that runs.", labels=["version"])
+        build.add_metric([version], 1)
+        own.register(_Constant(build))
+        self._stale = Counter("rbee_hive_workers_stale_total", "Workers found without a heartbeat.", registry=own)
+        self._exits = Counter("rbee_hive_worker_exits_total", "Ended workers by reason.", ["reason"], registry=own)
+        for reason in ExitReason:
+            self._exits.labels(str(reason))
+        self._graceful = Counter(
+            "rbee_hive_workers_graceful_shutdown_total", "Workers that ended in their grace when told to.", registry=own
+        )
+        self._force_killed = Counter(
+            "rbee_hive_workers_force_killed_total", "Workers that the hive ended by SIGKILL.", registry=own
+        )
+        self._load = Histogram(
+            "rbee_hive_model_load_seconds",
+            "From the start of loading to ready.",
+            ["model"],
+            buckets=_LOAD_BUCKETS,
+            registry=own,
+        )
+
+    def _declare_inference(self) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"rbee_hive_inference_{name}", text, ["model"], buckets=buckets, registry=self._registry)
+
+        self._requests = Counter(
+            "rbee_hive_inference_requests_total",
+            "Finished inference requests.",
+            ["model", "endpoint", "status"],
+            registry=self._registry,
+        )
+        self._duration = histogram("duration_seconds", "From request to the end of the answer.", _DURATION_BUCKETS)
+        self._first = histogram(
+            "time_to_first_token_seconds", "From request to the first byte of a streamed answer.", _FIRST_TOKEN_BUCKETS
+        )
+        self._speed = histogram("tokens_per_second", "Generated tokens of a request by its duration.", _SPEED_BUCKETS)
+        self._queue = histogram("queue_seconds", "Time spent waiting for a worker.", _DURATION_BUCKETS)
+        self._tokens = Counter(
+            "rbee_hive_inference_tokens_total",
+            "Tokens as the answers tell them.",
+            ["model", "kind"],
+            registry=self._registry,
+        )
+        self._overhead = Histogram(
+            "rbee_hive_gateway_overhead_seconds",
+            "The gateway's own time in a request, queue and worker excluded.",
+            buckets=_OVERHEAD_BUCKETS,
+            registry=self._registry,
+        )
+
+    def watch(self, sources: Sources) -> None:
+        """Read the gauges from *sources* at each scrape; called once, when there is something to read."""
+        self._registry.register(_Gauges(sources))
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """The page and its content type, in the format that the Accept header asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def transition(self, entry: Transition) -> None:
+        """Count what the journal says."""
+        if entry.event == "WentStale":
+            self._stale.inc()
+        if entry.before is WorkerState.LOADING and entry.after is WorkerState.READY:
+            self._load.labels(entry.model_ref).observe(entry.seconds)
+        if entry.exit is None:
+            return
+        self._exits.labels(str(entry.exit.reason)).inc()
+        if entry.exit.reason is ExitReason.CRASHED:
+            return
+        if entry.exit.signal_number == _SIGKILL:
+            self._force_killed.inc()
+        else:
+            self._graceful.inc()
+
+    def used(self, usage: Usage) -> None:
+        """Count one finished request."""
+        model = usage.model
+        self._requests.labels(model, usage.endpoint, str(usage.status)).inc()
+        self._duration.labels(model).observe(usage.duration_seconds)
+        self._queue.labels(model).observe(usage.queue_seconds)
+        if usage.stream and usage.first_byte_seconds is not None:
+            self._first.labels(model).observe(usage.first_byte_seconds)
+        if usage.overhead_seconds is not None:
+            self._overhead.observe(usage.overhead_seconds)
+        self._count_tokens(usage)
+
+    def _count_tokens(self, usage: Usage) -> None:
+        kinds = {"prompt": usage.prompt_tokens, "generated": usage.generated_tokens, "cached": usage.cached_tokens}
+        for kind, count in kinds.items():
+            if count is not None:
+                self._tokens.labels(usage.model, kind).inc(count)
+        waited = usage.first_byte_seconds if usage.stream and usage.first_byte_seconds is not None else 0.0
+        generating = usage.duration_seconds - waited
+        if usage.generated_tokens and generating > 0:
+            self._speed.labels(usage.model).observe(usage.generated_tokens / generating)
+
+
+class _Constant(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
+
+
+class _Gauges(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        records = list(self._sources.registry)
+        yield self._by_state(records)
+        degraded = sum(not record.healthy for record in records)
+        yield _gauge("workers_failed_health_checks", "Workers whose last beat said degraded.", degraded)
+        restarts = sum(record.worker.restart_count for record in records)
+        yield _gauge("workers_restart_count", "Restarts of the workers that there are.", restarts)
+        illegal = CounterMetricFamily("rbee_hive_illegal_events", "Events that a worker's state did not allow.")
+        illegal.add_metric([], self._sources.illegal_events())
+        yield illegal
+        yield from self._machine()
+        yield from _per_worker(records, self._sources.in_flight_of)
+        models = {record.worker.spec.model_ref for record in records}
+        yield _by_model("queue_depth", "Requests that wait.", models, self._sources.queue_depth())
+        yield _by_model("requests_in_flight", "Requests under way.", models, self._sources.in_flight())
+
+    def _by_state(self, records: list[Record]) -> Metric:
+        family = GaugeMetricFamily(
+            "rbee_hive_workers_total", "Workers by state.", labels=["state", "backend", "device"]
+        )
+        seen: Tally[tuple[str, str, str]] = Tally()
+        places = {("cpu", "0")}
+        for record in records:
+            place = (record.worker.spec.backend, str(record.worker.spec.device))
+            places.add(place)
+            seen[(self._shown_state(record), *place)] += 1
+        for place in sorted(places):
+            for state in SHOWN_STATES:
+                family.add_metric([state, *place], seen[(state, *place)])
+        return family
+
+    def _shown_state(self, record: Record) -> str:
+        state = record.worker.state
+        if state is not WorkerState.READY:
+            return str(state)
+        return "busy" if self._sources.in_flight_of(record.worker_id) else "idle"
+
+    def _machine(self) -> Iterator[Metric]:
+        now = self._sources.machine()
+        yield _gauge("memory_available_bytes", "Memory that programs can still get.", now.memory_available)
+        yield _gauge("memory_total_bytes", "Memory of the machine.", now.memory_total)
+        yield _gauge("disk_available_bytes", "Free on the models' file system.", now.disk_available)
+        yield _gauge("disk_total_bytes", "Size of the models' file system.", now.disk_total)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(f"rbee_hive_{name}", text)
+    family.add_metric([], value)
+    return family
+
+
+def _by_model(name: str, text: str, models: set[str], values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"rbee_hive_{name}", text, labels=["model"])
+    for model in sorted(models | set(values)):
+        family.add_metric([model], values.get(model, 0))
+    return family
+
+
+def _per_worker(records: list[Record], in_flight_of: Callable[[str], int]) -> Iterator[Metric]:
+    def family(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"rbee_hive_worker_{name}", text, labels=["worker_id", "model"])
+
+    memory = family("memory_bytes", "Resident memory as the worker tells it.")
+    vram = family("vram_bytes", "Video memory as the worker tells it.")
+    age = family("heartbeat_age_seconds", "Seconds since the last heartbeat, or the spawn.")
+    busy = family("slots_busy", "Requests under way through the gateway.")
+    now = anyio.current_time()
+    for record in records:
+        labels = [record.worker_id, record.worker.spec.model_ref]
+        if record.telemetry.rss_bytes is not None:
+            memory.add_metric(labels, record.telemetry.rss_bytes)
+        if record.telemetry.vram_bytes is not None:
+            vram.add_metric(labels, record.telemetry.vram_bytes)
+        age.add_metric(labels, record.vital.age(now))
+        busy.add_metric(labels, in_flight_of(record.worker_id))
+    return iter((memory, vram, age, busy))
