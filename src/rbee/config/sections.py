@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from rbee.config.sizes import Seconds, Size
+from rbee.config.sizes import parse_duration, parse_size
 from rbee.core.errors import RbeeError
 from rbee.core.model_ref import looks_like_reference, parse
 
@@ -39,6 +39,8 @@ def _model_directory_and_home(data: dict[str, Any]) -> tuple[Path, ...]:
         return (data["directory"],)
 
 
+Size = Annotated[int, BeforeValidator(parse_size)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), COMMAS]
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 Paths = Annotated[tuple[FilePath, ...], BeforeValidator(_as_tuple), COMMAS]

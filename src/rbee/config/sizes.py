@@ -1,10 +1,11 @@
-"""Sizes and durations as people write them: `8GiB`, `512MiB`, `30s`, `250ms`; bare numbers are bytes and seconds."""
+"""Sizes and durations as people write them: `8GiB`, `512MiB`, `30s`, `250ms`; bare numbers are bytes and seconds.
+
+Standard library only: the command line reads them too, and must start quickly.
+"""
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Final
-
-from pydantic import BeforeValidator
+from typing import Any, Final
 
 SIZE_UNITS: Final = {
     "B": 1,
@@ -87,7 +88,3 @@ def _split(value: Any, what: str, examples: str) -> tuple[Decimal, str]:
     if match is None:
         raise ValueError(f"this is not {what}; write {examples}")
     return Decimal(match[1]), match[2]
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-Seconds = Annotated[float, BeforeValidator(parse_duration)]

@@ -1,0 +1,109 @@
+"""Workers as the command line speaks of them: found by id, alias or model; waited for; written as a line of a table."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import click
+
+from rbee.cli.client import Hive, Refused, worker_path
+from rbee.core.errors import BadModelReference
+from rbee.core.model_ref import parse
+
+Record = dict[str, Any]
+
+READY: Final = frozenset({"idle", "busy"})
+COMING: Final = frozenset({"starting", "loading", "backoff"})
+TROUBLED: Final = frozenset({"backoff", "failed"})
+POLL_INTERVAL: Final = 0.1
+COLUMNS: Final = ("ID", "MODEL", "STATE", "PROCESSOR", "SLOTS", "MEMORY", "BEAT", "UNTIL")
+
+
+def listed(hive: Hive) -> list[Record]:
+    workers: list[Record] = hive.get("/v1/workers")["workers"]
+    return workers
+
+
+def named(workers: list[Record], name: str) -> list[Record]:
+    """The workers that *name* means, in the order in which the hive looks: id, model reference, alias."""
+    for key, wanted in (("worker_id", name), ("model_ref", canonical(name)), ("alias", name)):
+        found = [worker for worker in workers if worker.get(key) == wanted]
+        if found:
+            return found
+    return []
+
+
+def canonical(name: str) -> str:
+    """The reference that *name* spells; anything else stays what it is, and the hive will say what is wrong with it."""
+    try:
+        return str(parse(name))
+    except BadModelReference:
+        return name
+
+
+def changes_until(hive: Hive, worker_id: str, reached: Callable[[str], bool]) -> Iterator[Record]:
+    """The worker's record at each change of its state or message, until *reached* says yes to its state.
+
+    Raises ClickException, with the worker's own message, when it failed, and Refused (404) when it is gone.
+    """
+    seen: tuple[Any, Any] | None = None
+    while True:
+        worker: Record = hive.get(worker_path(worker_id))
+        state = worker["state"]
+        if (state, worker.get("message")) != seen:
+            seen = (state, worker.get("message"))
+            yield worker
+        if reached(state):
+            return
+        if state == "failed":
+            raise click.ClickException(f"{worker_id} failed: {reason(worker)}")
+        time.sleep(POLL_INTERVAL)
+
+
+def wait_gone(hive: Hive, worker_id: str) -> None:
+    try:
+        for _ in changes_until(hive, worker_id, lambda state: False):
+            continue
+    except Refused as error:
+        if error.status != 404:
+            raise
+
+
+def reason(worker: Record) -> str:
+    return worker.get("message") or f"no reason was given; see: rbee logs {worker['worker_id']}"
+
+
+def row(worker: Record) -> tuple[str, ...]:
+    """One line of ``rbee ps``; the columns are those that users of other tools know."""
+    backend, device = worker.get("backend") or "?", worker.get("device")
+    message = worker.get("message")
+    return (
+        worker["worker_id"],
+        worker.get("alias") or short(worker["model_ref"]),
+        worker["state"] + (" (external)" if worker.get("external") else ""),
+        backend if device is None else f"{backend}:{device}",
+        f"{worker.get('in_flight') or 0}/{worker.get('slots') or '?'}",
+        human_size((worker.get("memory") or {}).get("rss_bytes")),
+        human_age(worker.get("last_heartbeat_age_seconds")),
+        message or ("forever" if worker["state"] in READY else ""),
+    )
+
+
+def short(model_ref: str) -> str:
+    try:
+        return parse(model_ref).name
+    except BadModelReference:
+        return model_ref
+
+
+def human_size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "-"
+    size = size_bytes / 2**20
+    return f"{size:.0f} MiB" if size < 1024 else f"{size / 1024:.1f} GiB"
+
+
+def human_age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f}s ago" if seconds < 120 else f"{seconds / 60:.0f}m ago"
