@@ -1,5 +1,6 @@
-"""A table on standard output: rich on a terminal, plain columns everywhere else."""
+"""A table on standard output: fitted to the width of a terminal, whole and plain everywhere else."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -8,25 +9,20 @@ import click
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print *rows*. A pipe gets whole values, two blanks between columns, so that awk and cut can read it."""
-    if sys.stdout.isatty():
-        _show_on_terminal(columns, rows)
+    if not sys.stdout.isatty():
+        for line in lines(columns, rows):
+            click.echo(line)
         return
-    widths = [max(len(row[index]) for row in (columns, *rows)) for index in range(len(columns))]
-    for row in (columns, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    header, *body = lines(columns, rows, shutil.get_terminal_size().columns)
+    click.secho(header, bold=True)
+    for line in body:
+        click.echo(line)
 
 
-def _show_on_terminal(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    # Imported here because rich takes as long to import as the rest of the command takes to run.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        last = column == columns[-1]
-        table.add_column(column, overflow="fold" if last else "ellipsis", no_wrap=not last)
-    for row in rows:
-        # Text, not markup: a model's name may hold brackets.
-        table.add_row(*[Text(cell) for cell in row])
-    Console().print(table)
+def lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """The header and a line a row, cut at *width* characters, which only the last column should reach."""
+    # What a worker says of itself may hold anything, line ends and control characters too.
+    table = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
+    text = ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in table]
+    return text if width is None else [line if len(line) <= width else line[: width - 1] + "…" for line in text]
