@@ -72,7 +72,7 @@ class AuthPolicy:
 
 def digest(key: str) -> bytes:
     """SHA-256 of a key, 32 bytes: what we keep and compare instead of the key itself."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def worker_token(secret: bytes, worker_id: str, incarnation: int) -> str:
@@ -80,13 +80,15 @@ def worker_token(secret: bytes, worker_id: str, incarnation: int) -> str:
 
     HMAC-SHA256 (RFC 2104) over id and incarnation, so that it can be checked without a database.
     """
-    mac = hmac.new(secret, f"{worker_id}\n{incarnation}".encode(), hashlib.sha256).hexdigest()
+    mac = hmac.new(secret, f"{worker_id}\n{incarnation}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
     return f"{_WORKER_PREFIX}.{incarnation}.{mac}.{worker_id}"
 
 
 def engine_key(secret: bytes, worker_id: str, incarnation: int) -> str:
     """The key that the worker's own server wants; only the gateway and that worker's keeper know it."""
-    return hmac.new(secret, f"engine\n{worker_id}\n{incarnation}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(
+        secret, f"engine\n{worker_id}\n{incarnation}".encode("utf-8", "surrogatepass"), hashlib.sha256
+    ).hexdigest()
 
 
 def resolve(policy: AuthPolicy, key: str | None) -> Principal:
@@ -116,7 +118,7 @@ def _resolve_worker(policy: AuthPolicy, key: str) -> Principal:
     parts = key.split(".", 3)
     if len(parts) == 4 and parts[1].isascii() and parts[1].isdigit() and len(parts[1]) <= 9:
         expected = worker_token(policy.worker_secret, parts[3], int(parts[1]))
-        if hmac.compare_digest(expected.encode(), key.encode("utf-8", "surrogateescape")):
+        if hmac.compare_digest(expected.encode("utf-8", "surrogatepass"), key.encode("utf-8", "surrogatepass")):
             return Principal(Role.WORKER, parts[3], int(parts[1]))
     raise Unauthorized("This worker token was not issued by this hive.")
 

@@ -214,7 +214,11 @@ def advance(worker: Worker, event: Event, now: float) -> Step:
 
 def _possible(worker: Worker, event: Event) -> bool:
     if worker.spec.external:
-        return not isinstance(event, (RestartRequested, Condemned, EngineExited, Spawned, SpawnFailed))
+        # Its process was there before we heard of it, and is never ours to end or to start again.
+        ours = (S.STARTING, S.STOPPING, S.BACKOFF)
+        return worker.state not in ours and not isinstance(
+            event, (RestartRequested, Condemned, EngineExited, Spawned, SpawnFailed)
+        )
     return not (worker.state is S.FAILED and isinstance(event, WentStale))
 
 
@@ -252,8 +256,6 @@ def _announced(worker: Worker, event: AnnouncedLoading | AnnouncedReady, state: 
 def _announced_failed(worker: Worker, event: AnnouncedFailed) -> Step:
     if worker.spec.external:
         exit_ = Exit(reason=ExitReason.CRASHED, message=event.reason)
-        if worker.forget:
-            return replace(worker, state=S.GONE, last_exit=exit_), ()
         return _external_out(worker, exit_), ()
     if worker.state is S.STOPPING:
         return replace(worker, ending_reason=worker.ending_reason or event.reason), ()
@@ -275,13 +277,13 @@ def _exited(worker: Worker, event: Exited) -> Step:
     if worker.ending_reason:
         exit_ = replace(exit_, message=worker.ending_reason)
     if worker.spec.external:
-        if worker.forget:
-            return replace(worker, state=S.GONE, last_exit=exit_), ()
         return _external_out(worker, exit_), ()
     return _without_process(worker, exit_, event.decision)
 
 
 def _external_out(worker: Worker, exit_: Exit) -> Worker:
+    if worker.state is S.DRAINING:
+        return replace(worker, state=S.GONE, last_exit=exit_, message="Gone.")
     message = f"Out of routing: {exit_.sentence()} Started by hand, so it is removed when its heartbeat is overdue."
     return replace(worker, state=S.FAILED, last_exit=exit_, message=message)
 
