@@ -1,0 +1,37 @@
+# Everything here works on a clean clone: each target first gets what it needs.
+# PYTHON=/path/to/python picks the interpreter for .venv (3.11 or newer).
+
+PY := .venv/bin/python
+PORT ?= 9200
+export PORT ONCE PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+run: ## Start a hive, load the example model and ask it (PORT=9300: another port; ONCE=1: end after the answer)
+	@scripts/venv run
+	@exec $(PY) scripts/quickstart
+
+check: ## Format, lint, types and imports
+	@scripts/venv dev
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+test: check ## Everything that must pass: check, then all tests
+	@scripts/tools
+	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m pytest
+
+bench: ## Measure, and print the table
+	@scripts/venv dev
+	$(PY) bench/main.py
+
+lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
+	@scripts/lock
+
+clean: ## Remove what the other targets made, but for the state in .rbee
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .bench dist
