@@ -1,0 +1,83 @@
+"""What the keeper needs of an engine: how to start it and how to ask it. One class an engine."""
+
+from typing import NamedTuple, Protocol
+
+from rbee.core.engine_args import Value
+from rbee.worker.wire import Address, Answer, call
+
+PROBE_TIMEOUT = 2.0
+"""Seconds for one question to the engine; an engine that takes longer counts as degraded."""
+
+Telemetry = dict[str, int | float]
+
+
+class Plan(NamedTuple):
+    """What one worker shall run.
+
+    *names* are what clients may call the model, the alias first; *engine_args* are checked values by name; *python*
+    runs the llama.cpp engine.
+    """
+
+    worker_id: str
+    model: str
+    names: tuple[str, ...]
+    backend: str
+    device: int
+    host: str
+    slots: int
+    ctx_size: int
+    prompt_cache_bytes: int
+    engine_args: dict[str, Value]
+    python: str
+    template: tuple[str, ...] = ()
+    health_path: str = "/health"
+
+
+class Launch(NamedTuple):
+    """An argument vector, and what the engine's environment holds beside the common part."""
+
+    argv: list[str]
+    environment: dict[str, str]
+
+
+class Probe:
+    """Questions to one running engine, with its key."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        self._address = Address(host, port)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def get(self, path: str, timeout: float = PROBE_TIMEOUT) -> Answer | None:
+        """The answer, or None where none came."""
+        try:
+            return call(self._address, "GET", path, timeout=timeout, headers=self._headers)
+        except OSError:
+            return None
+
+    def ok(self, path: str) -> bool:
+        answer = self.get(path)
+        return answer is not None and answer.status == 200
+
+
+class Engine(Protocol):
+    """The methods with a probe run in the watcher's thread and raise nothing."""
+
+    def launch(self, port: int, key: str) -> Launch: ...
+
+    def ready(self, probe: Probe) -> bool:
+        """Whether the engine behind the probe serves, and is this one and not a stranger on its port."""
+        ...
+
+    def healthy(self, probe: Probe) -> bool: ...
+
+    def idle(self, probe: Probe) -> bool | None:
+        """Whether no request is being worked on; None where this engine cannot tell at all."""
+        ...
+
+    def telemetry(self, probe: Probe) -> Telemetry:
+        """What the engine counts of itself, known values only."""
+        ...
+
+    def lost_port(self, last_lines: list[str]) -> bool:
+        """Whether an engine with these last lines ended because somebody else had taken its port."""
+        ...

@@ -1,0 +1,59 @@
+"""The default engine: llama.cpp's own HTTP server inside xllamacpp."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from rbee.worker.engines.base import Launch, Plan
+from rbee.worker.engines.dialect import LlamaDialect
+
+_SERVER: Final = str(Path(__file__).with_name("llama_cpp_server.py"))
+_BATCH: Final = 512
+"""Prompt tokens a batch: all counters stand still during one, so a larger batch would look like a hang."""
+
+_LARGEST_BATCH: Final = 8192
+_ALL_LAYERS: Final = 9999
+
+
+class LlamaCpp(LlamaDialect):
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.worker_id)
+        self._plan = plan
+
+    def launch(self, port: int, key: str) -> Launch:
+        """Run by its file, so that another environment's Python needs no rbee; the id on its line is for people."""
+        plan = self._plan
+        config = {
+            "model": plan.model,
+            "host": plan.host,
+            "port": port,
+            "names": plan.names,
+            "needs_gpu": plan.backend != "cpu" and plan.engine_args.get("--n-gpu-layers") != 0,
+            "params": parameters(plan),
+            "args": plan.engine_args,
+        }
+        environment = {"RBEE_ENGINE_CONFIG": json.dumps(config), "PYTHONSAFEPATH": "1"}
+        if key:
+            environment["RBEE_ENGINE_KEY"] = key
+        return Launch([plan.python, _SERVER, plan.worker_id], environment)
+
+    def lost_port(self, last_lines: list[str]) -> bool:
+        return any("exiting due to HTTP server error" in line for line in last_lines)
+
+
+def parameters(plan: Plan) -> dict[str, int]:
+    """Whole-number parameters of llama.cpp. ``n_ctx`` is shared by its slots, ``ctx_size`` is for one request.
+
+    An embedding model needs a whole input in one batch (llama.cpp refuses longer ones), so its batch is the context.
+    """
+    embeds = "--embedding" in plan.engine_args or "--reranking" in plan.engine_args
+    batch = max(_BATCH, min(plan.ctx_size, _LARGEST_BATCH)) if embeds else _BATCH
+    layers = plan.engine_args.get("--n-gpu-layers", 0 if plan.backend == "cpu" else _ALL_LAYERS)
+    return {
+        "n_parallel": plan.slots,
+        "n_ctx": plan.ctx_size * plan.slots,
+        "n_batch": batch,
+        "n_ubatch": batch,
+        "n_gpu_layers": int(layers),
+        "cache_ram_mib": plan.prompt_cache_bytes >> 20,
+    }

@@ -1,0 +1,56 @@
+"""Entry point of ``llm-worker-rbee``: reads the command line, builds the engine's adapter and runs the keeper."""
+
+import os
+import sys
+import traceback
+
+from rbee.worker import exit_file, log, options
+from rbee.worker.engines.base import Engine, Plan
+from rbee.worker.engines.command import Command
+from rbee.worker.engines.llama_cpp import LlamaCpp
+from rbee.worker.engines.synthetic import Synthetic
+from rbee.worker.events import Mailbox
+from rbee.worker.exit_file import Ending
+from rbee.worker.keeper import Keeper
+from rbee.worker.options import Options
+
+_ENGINES: dict[str, type[LlamaCpp] | type[Command] | type[Synthetic]] = {
+    "llama-cpp": LlamaCpp,
+    "command": Command,
+    "synthetic": Synthetic,
+}
+
+
+def main() -> int:
+    """Run one worker to its end; the exit status is 0 when it was told to end, 2 for a bad command line, else 1."""
+    chosen = options.read(sys.argv[1:], os.environ)
+    try:
+        with Mailbox() as mailbox:
+            return Keeper(chosen, build_engine(chosen), os.environ, mailbox).run().exit_code
+    except Exception:
+        # The one place that catches all: a bug of ours must leave word too. The engine dies with this process.
+        log.error("The keeper has failed", reason=traceback.format_exc(limit=-3))
+        if chosen.exit_file is not None:
+            ending = Ending("crashed", "the keeper itself failed; its log says why", 1)
+            exit_file.write(chosen.exit_file, chosen.incarnation, ending)
+        return 1
+
+
+def build_engine(chosen: Options) -> Engine:
+    names = dict.fromkeys((*((chosen.alias,) if chosen.alias else ()), chosen.model_ref, chosen.worker_id))
+    plan = Plan(
+        worker_id=chosen.worker_id,
+        model=chosen.model,
+        names=tuple(names),
+        backend=chosen.backend,
+        device=chosen.device,
+        host=chosen.host,
+        slots=chosen.slots,
+        ctx_size=chosen.ctx_size,
+        prompt_cache_bytes=chosen.prompt_cache,
+        engine_args=chosen.engine_args,
+        python=chosen.engine_python,
+        template=chosen.template,
+        health_path=chosen.health_path,
+    )
+    return _ENGINES[chosen.engine](plan)
