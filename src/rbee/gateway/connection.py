@@ -1,0 +1,337 @@
+"""One client connection: requests are cut out of its bytes, one at a time and in order, and answers written to it.
+
+Its transport's callbacks are asyncio's, but it needs no loop: time comes in through ``tick``.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from rbee.core.errors import (
+    BodyTooLarge,
+    BufferFull,
+    HeaderTooLarge,
+    MalformedRequest,
+    RequestError,
+    RequestTimeout,
+    status_of,
+)
+from rbee.gateway import faults, fence, rewrite
+from rbee.gateway.chunks import ChunkReader
+from rbee.gateway.endpoints import Shape, shape_of
+from rbee.gateway.exchange import now
+from rbee.gateway.head import RequestHead, is_hopeless, parse_head
+from rbee.gateway.ports import Exchange, Transport
+
+if TYPE_CHECKING:
+    from rbee.gateway.door import FrontDoor
+
+LINGER: Final = 2.0
+"""Seconds in which what a refused client still sends is read and dropped: closing at once would reset the
+connection, and the client might never see why (RFC 9112 section 9.6)."""
+
+NEVER: Final = float("inf")
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Phase(Enum):
+    HEAD = "head"
+    BODY = "body"
+    BUSY = "busy"
+    """A request is under way. What comes meanwhile waits in the buffer."""
+    LINGER = "linger"
+    CLOSED = "closed"
+
+
+Callback = Callable[["ClientConnection"], None]
+
+
+class ClientConnection:
+    """``joined`` and ``left`` are told when there is a connection, and when it is gone."""
+
+    def __init__(self, door: "FrontDoor", joined: "Callback", left: "Callback") -> None:
+        self._door = door
+        self._joined = joined
+        self._left = left
+        self._phase = Phase.HEAD
+        self._buffer = b""
+        self._deadline = NEVER
+        self._advancing = False
+        self._reading_paused = self._writing_paused = False
+        self._leaving = False
+        self.origin: bytes | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the last request."""
+        self._head: RequestHead | None = None
+        self._exchange: Exchange | None = None
+        self._request_id = ""
+        self._chunks: ChunkReader | None = None
+        self._parts: list[bytes] = []
+        self._missing = 0
+        self._held = 0
+        self._close = False
+        self._pending = b""
+        self._chunked_answer = self._bodyless = False
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: Transport) -> None:
+        self._transport = transport
+        self._deadline = now() + self._door.options.idle_timeout
+        self._joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase in (Phase.LINGER, Phase.CLOSED):
+            return
+        if not self._buffer and self._phase is Phase.HEAD:
+            self._deadline = now() + self._door.options.header_timeout
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        if self._exchange is not None:
+            self._exchange.client_paused()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._exchange is not None:
+            self._exchange.client_resumed()
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """A client that sends no more counts as gone, as for nginx: half closed and dead look the same."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = Phase.CLOSED
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+        self.drop_body()
+        self._clear()
+        self._buffer = b""
+        self._left(self)
+
+    # reading requests
+
+    def _advance(self) -> None:
+        """Take as many requests out of the buffer as can be answered now."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not self._writing_paused and self._step():
+                pass
+        finally:
+            self._advancing = False
+        self._pace()
+
+    def _step(self) -> bool:
+        """Whether something was taken out of the buffer and there may be more."""
+        try:
+            if self._phase is Phase.HEAD:
+                return self._read_head()
+            if self._phase is Phase.BODY:
+                return self._read_body()
+        except (MalformedRequest, HeaderTooLarge, BodyTooLarge, BufferFull) as error:
+            # Nothing that comes after this one can be trusted.
+            self._close = True
+            self.refuse(error)
+        except RequestError as error:
+            self.refuse(error)
+            return True
+        return False
+
+    def _pace(self) -> None:
+        """Read no further ahead than one head: who sends faster waits."""
+        full = self._phase is not Phase.LINGER and len(self._buffer) > self._door.options.max_header
+        if full is not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = full
+            (self._transport.pause_reading if full else self._transport.resume_reading)()
+
+    def _read_head(self) -> bool:
+        while self._buffer.startswith(b"\r\n"):
+            self._buffer = self._buffer[2:]
+        limit = self._door.options.max_header
+        end = self._buffer.find(b"\r\n\r\n", 0, limit)
+        if end < 0:
+            if is_hopeless(self._buffer[:limit]):
+                raise MalformedRequest("The request is not HTTP/1.1.")
+            if len(self._buffer) >= limit:
+                raise HeaderTooLarge(f"The header is larger than {limit} bytes (gateway.max_header).")
+            return False
+        raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
+        head = self._head = parse_head(raw)
+        self._request_id = rewrite.request_id(head.fields.get(b"x-request-id"))
+        self._close = self._leaving or not head.keep_alive
+        self._missing = head.length
+        self._chunks = ChunkReader() if head.chunked else None
+        self._phase = Phase.BODY
+        self._exchange = self._door.admit(head, self, self._request_id)
+        if head.length > self._door.options.max_body:
+            self._refuse_size()
+        if head.expects_continue and head.has_body and not self._buffer:
+            self._transport.write(_CONTINUE)
+        return True
+
+    def _refuse_size(self) -> None:
+        limit = self._door.options.max_body
+        raise BodyTooLarge(f"The body is larger than {limit} bytes (gateway.max_body).")
+
+    def _read_body(self) -> bool:
+        if self._chunks is not None:
+            self._parts += self._hold(self._chunks.feed(self._buffer))
+            self._buffer = self._chunks.rest if self._chunks.done else b""
+            complete = self._chunks.done
+        elif self._missing:
+            part, self._buffer = self._buffer[: self._missing], self._buffer[self._missing :]
+            self._parts += self._hold([part])
+            self._missing -= len(part)
+            complete = not self._missing
+        else:
+            complete = True
+        if not complete:
+            self._deadline = now() + self._door.options.idle_timeout
+            return False
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._phase = Phase.BUSY
+        self._deadline = NEVER
+        assert self._exchange is not None
+        self._exchange.start(body)
+        return True
+
+    def _hold(self, parts: list[bytes]) -> list[bytes]:
+        size = sum(map(len, parts))
+        if not self._door.buffer.take(size):
+            error = BufferFull(f"The bodies in memory reach gateway.buffer_limit ({self._door.buffer.limit} bytes).")
+            error.retry_after = 1.0
+            raise error
+        self._held += size
+        if self._held > self._door.options.max_body:
+            self._refuse_size()
+        return parts
+
+    def drop_body(self) -> None:
+        held, self._held = self._held, 0
+        self._door.buffer.give(held)
+        self._parts = []
+
+    # writing answers
+
+    def begin(self, status: int, fields: rewrite.Fields, length: int | None) -> None:
+        head = self._head
+        self._bodyless = status in (204, 304) or (head is not None and head.method == b"HEAD")
+        lines = [*fields]
+        if length is not None:
+            if status not in (204, 304):
+                lines.append((b"content-length", b"%d" % length))
+        elif not self._bodyless:
+            self._chunked_answer = head is None or head.minor == 1
+            if self._chunked_answer:
+                lines.append((b"transfer-encoding", b"chunked"))
+            else:
+                self._close = True
+        if self.origin is not None:
+            lines += fence.origin_headers(self.origin)
+        if self._close:
+            lines.append((b"connection", b"close"))
+        elif head is not None and head.minor == 0:
+            lines.append((b"connection", b"keep-alive"))
+        lines.append((b"x-request-id", self._request_id.encode("ascii")))
+        self._pending = rewrite.answer_head(status, lines)
+
+    def send(self, data: bytes, *, done: bool = False) -> None:
+        out, self._pending = self._pending, b""
+        if self._bodyless:
+            data = b""
+        if self._chunked_answer:
+            if data:
+                out += b"%x\r\n%b\r\n" % (len(data), data)
+            if done:
+                out += b"0\r\n\r\n"
+        else:
+            out += data
+        if out and not self._transport.is_closing():
+            self._transport.write(out)
+        if done:
+            self._finish()
+
+    def close_after(self) -> None:
+        self._close = True
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer with an error; if some of the request is still to come, the connection ends with it."""
+        self._exchange = None
+        self.drop_body()
+        if not self._request_id:
+            self._request_id = rewrite.request_id(None)
+        unread = self._phase is Phase.HEAD or (self._phase is Phase.BODY and not self._skip_body())
+        self._close = self._close or unread
+        shape = shape_of(self._head.path) if self._head is not None else Shape.PLAIN
+        body = faults.body(error, shape, self._request_id)
+        self.begin(status_of(error), faults.fields(error), len(body))
+        self.send(body)
+        if unread:
+            self._linger()
+        else:
+            self._finish()
+
+    def _skip_body(self) -> bool:
+        """Whether the refused request's body is here already, so that it can be left out and the next one read."""
+        if self._chunks is not None or len(self._buffer) < self._missing:
+            return False
+        self._buffer = self._buffer[self._missing :]
+        return True
+
+    def _linger(self) -> None:
+        self._phase = Phase.LINGER
+        self._buffer = b""
+        self._deadline = now() + LINGER
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _finish(self) -> None:
+        """The answer is complete."""
+        self.drop_body()
+        if self._close or self._leaving:
+            self._phase = Phase.CLOSED
+            self._exchange = None
+            self._deadline = now() + self._door.options.idle_timeout
+            self._transport.close()
+            return
+        self._clear()
+        self.origin = None
+        self._phase = Phase.HEAD
+        options = self._door.options
+        self._deadline = now() + (options.header_timeout if self._buffer else options.idle_timeout)
+        self._advance()
+
+    # time, and the end
+
+    def tick(self, now: float) -> None:
+        if self._exchange is not None and self._phase is Phase.BUSY:
+            self._exchange.tick(now)
+        if now < self._deadline:
+            return
+        self._deadline = NEVER
+        if self._phase is Phase.LINGER or (self._phase is Phase.HEAD and not self._buffer):
+            self._transport.close()
+        elif self._phase is Phase.CLOSED:
+            self._transport.abort()
+        else:
+            self._close = True
+            part = "header" if self._phase is Phase.HEAD else "body"
+            self.refuse(RequestTimeout(f"The {part} of the request took too long to arrive."))
+
+    def leave(self) -> None:
+        """End as soon as the request under way, if any, is answered."""
+        self._leaving = True
+        if self._phase is Phase.HEAD and not self._buffer:
+            self._transport.close()

@@ -1,0 +1,155 @@
+"""What happens to a request, decided from its head: let in or refused, answered here or relayed, and to whom."""
+
+import json
+from collections.abc import Callable
+
+from rbee.core.auth import Action, AuthPolicy, require, resolve
+from rbee.core.errors import MethodNotAllowed, ShuttingDown
+from rbee.core.routing import RouteTable, Standing
+from rbee.core.usage import UsageSink
+from rbee.gateway import fence
+from rbee.gateway.endpoints import HEALTH, INFERENCE
+from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
+from rbee.gateway.head import RequestHead
+from rbee.gateway.inference import Inference
+from rbee.gateway.options import GatewayOptions
+from rbee.gateway.ports import Client, Exchange, RunInThread
+from rbee.gateway.upstream import Pool
+from rbee.gateway.waiting import RETRY_AFTER, WaitingRoom
+
+
+class Buffer:
+    """Bytes of request bodies in memory, all requests together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Whether *size* more bytes may be held; they are counted if so."""
+        if self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        self.used -= size
+
+
+def key_of(head: RequestHead) -> str | None:
+    """The key that a request carries, in either of the two usual ways."""
+    scheme, _, token = head.fields.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return token.strip().decode("utf-8", "surrogateescape")
+    key = head.fields.get(b"x-api-key")
+    return None if key is None else key.decode("utf-8", "surrogateescape")
+
+
+class FrontDoor:
+    """The gateway without its sockets.
+
+    ``control_up`` is set by the daemon when the control API serves its socket; ``ready_problem`` says why the
+    hive is not ready (None: it is).
+    """
+
+    def __init__(
+        self,
+        options: GatewayOptions,
+        routes: RouteTable,
+        auth: AuthPolicy,
+        usage: UsageSink,
+        version: str,
+        run_in_thread: RunInThread,
+    ) -> None:
+        self.options = options
+        self.routes = routes
+        self.auth = auth
+        self.usage = usage
+        self.version = version
+        self.run_in_thread = run_in_thread
+        self.pool = Pool()
+        self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit)
+        self.buffer = Buffer(options.buffer_limit)
+        self.control_up = False
+        self.ready_problem: Callable[[], str | None] = lambda: "starting"
+        self._closing = False
+        routes.subscribe(self._on_routes_changed, loads=False)
+
+    def admit(self, head: RequestHead, client: Client, request_id: str) -> Exchange:
+        """The exchange that answers this request. Raises RequestError for one that is refused."""
+        fence.check_host(head, self.options.allowed_hosts)
+        client.origin = fence.check_origin(head, self.options.cors_origins)
+        if fence.is_preflight(head, client.origin):
+            return OwnAnswer(client, 204, fence.preflight_headers(head), b"")
+        if head.path in HEALTH:
+            return self._health(head, client)
+        if head.path in INFERENCE:
+            return self._inference(head, client, request_id)
+        fence.check_content_type(head)
+        if not self.control_up:
+            raise control_unavailable()
+        return ControlRelay(self.pool, client, head, self.options.control_socket, request_id)
+
+    def _inference(self, head: RequestHead, client: Client, request_id: str) -> Inference:
+        if head.method != b"POST":
+            raise MethodNotAllowed("This path takes POST.", allow="POST")
+        require(resolve(self.auth, key_of(head)), Action.INFER)
+        fence.check_content_type(head)
+        if self._closing:
+            raise _shutting_down()
+        return Inference(self, client, head, request_id)
+
+    def _health(self, head: RequestHead, client: Client) -> OwnAnswer:
+        if head.method not in (b"GET", b"HEAD"):
+            raise MethodNotAllowed("This path takes GET and HEAD.", allow="GET, HEAD")
+        status, value = 200, {"status": "alive"}
+        if head.path == b"/readyz":
+            problem = "shutting down" if self._closing else self.ready_problem()
+            status, value = (
+                (200, {"status": "ready"}) if problem is None else (503, {"status": "not_ready", "reason": problem})
+            )
+        elif head.path == b"/v1/health":
+            value = {"status": "alive", "version": self.version, "api_version": "v1"}
+        fields = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        return OwnAnswer(client, status, fields, json.dumps(value).encode())
+
+    @property
+    def closing(self) -> bool:
+        """The hive stops: inference is refused (those who wait, too), control is still relayed."""
+        return self._closing
+
+    @closing.setter
+    def closing(self, value: bool) -> None:
+        self._closing = value
+        if value:
+            for request in self.room:
+                request.shut(_shutting_down())
+
+    def _on_routes_changed(self) -> None:
+        self.pool.retain({(route.host, route.port) for route in self.routes if route.standing is not Standing.OUT})
+        for request in self.room:
+            request.wake()
+
+    def model_names(self, limit: int) -> list[str]:
+        """The names that can be asked for now, each model's shortest one, at most *limit*."""
+        names = dict.fromkeys(
+            route.alias or route.model_ref for route in self.routes if route.standing is not Standing.OUT
+        )
+        return list(names)[:limit]
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait, by model reference."""
+        return {route.model_ref: 0 for route in self.routes} | self.room.depths()
+
+    def in_flight(self) -> dict[str, int]:
+        """How many requests workers have, by model reference."""
+        counts: dict[str, int] = {}
+        for route in self.routes:
+            counts[route.model_ref] = counts.get(route.model_ref, 0) + route.in_flight
+        return counts
+
+
+def _shutting_down() -> ShuttingDown:
+    error = ShuttingDown("This server is shutting down. Try again in a moment.")
+    error.retry_after = RETRY_AFTER
+    return error

@@ -1,0 +1,313 @@
+"""One inference request: read, routed, perhaps waiting, relayed, perhaps asked again, counted.
+
+Whatever happens, its worker's slot is given back once and its usage is told once.
+"""
+
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from rbee.core.errors import (
+    ModelNotFound,
+    NoReadyWorker,
+    QueueTimeout,
+    RequestError,
+    WorkerLost,
+    status_of,
+)
+from rbee.core.routing import Route, Standing, least_loaded
+from rbee.gateway import asked, faults
+from rbee.gateway.account import Account
+from rbee.gateway.endpoints import INFERENCE
+from rbee.gateway.exchange import Relay, now
+from rbee.gateway.head import RequestHead
+from rbee.gateway.lease import Lease
+from rbee.gateway.ports import Client, Work
+from rbee.gateway.rewrite import for_engine, from_upstream
+from rbee.gateway.upstream import AnswerHead, Request
+from rbee.gateway.waiting import RETRY_AFTER
+
+if TYPE_CHECKING:
+    from rbee.gateway.door import FrontDoor
+
+log = structlog.get_logger()
+
+COMMENT_INTERVAL: Final = 5.0
+"""Seconds between two comments on a stream that waits."""
+
+LOADING_DELAY: Final = 0.25
+"""Seconds before a worker that answered 503 is asked again."""
+
+MAX_LOSSES: Final = 2
+"""A request is sent again once, so the second lost worker ends it."""
+
+MAX_NAMES: Final = 20
+MAX_FOREIGN_ANSWER: Final = 65536
+"""Bytes kept of an answer that should have been a stream."""
+
+CLIENT_GONE: Final = 499
+"""What nginx logs for a client that went away first."""
+
+
+class Phase(Enum):
+    READING = "reading"
+    WAITING = "waiting"
+    ASKED = "asked"
+    ANSWERING = "answering"
+    CLOSED = "closed"
+
+
+def comment_due(received_at: float, commented_at: float | None, keepalive_after: float, now: float) -> bool:
+    """Whether a stream without an answer since *received_at* needs a sign of life, the last one at *commented_at*."""
+    if commented_at is None:
+        return now - received_at >= keepalive_after
+    return now - commented_at >= COMMENT_INTERVAL
+
+
+class Inference(Relay):
+    """Lives from the end of the request to the end of its answer."""
+
+    def __init__(self, door: "FrontDoor", client: Client, head: RequestHead, request_id: str) -> None:
+        super().__init__(door.pool, client, door.options.stall_timeout)
+        self._door = door
+        self._head = head
+        self._shape = INFERENCE[head.path]
+        self._account = Account(request_id, head.path.decode("ascii"))
+        self._phase = Phase.READING
+        self._body = b""
+        self._name = ""
+        self._ticket = 0
+        self._lease: Lease | None = None
+        self._request: Request | None = None
+        self._losses = 0
+        self._avoid: str | None = None
+        self._again_at: float | None = None
+        self._commented_at: float | None = None
+        self._open_status: int | None = None
+        self._ends_in_event = False
+        self._foreign: bytearray | None = None
+
+    def start(self, body: bytes) -> None:
+        self._account.receives(now())
+        self._body = body
+        work = partial(asked.read, body)
+        if len(body) >= asked.THREAD_FROM_BYTES:
+            self._door.run_in_thread(work, self._on_read)
+        else:
+            self._on_read(work)
+
+    def _on_read(self, result: Work) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        try:
+            wish = result()
+        except RequestError as error:
+            self._fail(error)
+            return
+        self._name = wish.model
+        self._account.stream = wish.stream
+        self._ticket = self._door.room.ticket()
+        self._route()
+
+    # choosing a worker
+
+    def wake(self) -> None:
+        """The workers have changed while this one waits."""
+        if self._again_at is None:
+            self._route()
+
+    def _route(self) -> None:
+        routes = self._door.routes.candidates(self._name)
+        known = bool(self._account.model)
+        self._account.model = self._account.model or (routes[0].model_ref if routes else "other")
+        route = least_loaded(routes, excluding=self._avoid)
+        if route is not None:
+            self._forward(route)
+        elif any(route.standing is Standing.COMING for route in routes):
+            self._wait()
+        else:
+            self._fail(self._refusal(routes, known))
+
+    def _refusal(self, routes: list[Route], known: bool) -> RequestError:
+        if self._losses:
+            return WorkerLost("The worker went away before it answered, and there is no other one.")
+        if routes:
+            reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
+            error: RequestError = NoReadyWorker(f"No worker of '{self._name}' can take requests ({reasons}).")
+            error.retry_after = RETRY_AFTER
+            return error
+        if known:
+            return NoReadyWorker(f"The worker of '{self._name}' was removed while this request waited for it.")
+        names = self._door.model_names(MAX_NAMES)
+        there = f"There are: {', '.join(names)}" if names else "No model is loaded: POST /v1/workers/spawn loads one"
+        shown = self._name[:200]
+        return ModelNotFound(f"There is no model '{shown}' here. {there}.", models=names)
+
+    def _wait(self) -> None:
+        self._phase = Phase.WAITING
+        admitted = self._account.waits_since is not None or self._account.worker_id is not None
+        try:
+            self._door.room.join(self._account.model, self._ticket, self, admitted=admitted)
+        except RequestError as error:
+            self._fail(error)
+            return
+        self._account.waits(now())
+
+    def _forward(self, route: Route) -> None:
+        self._door.room.leave(self._account.model, self._ticket)
+        self._phase = Phase.ASKED
+        self._again_at = None
+        self._lease = Lease(self._door.routes, route)
+        self._address = (route.host, route.port)
+        head = for_engine(self._head, route, len(self._body), self._account.request_id)
+        self._request = Request(head, self._body)
+        self._account.asks(route.worker_id, now())
+        self.upstream = self.pool.ask(self._address, self._request, self)
+
+    # the worker's side
+
+    def answered(self, head: AnswerHead | None, data: bytes, done: bool) -> None:
+        if done:
+            self.upstream = None
+        if head is not None:
+            if head.status == 503:
+                self._wait_for_load()
+                return
+            self._begin(head)
+        if data:
+            self._account.adds(data, now())
+        if self._foreign is not None:
+            self._collect(self._foreign, data, done)
+            return
+        if done:
+            self._close(self._open_status or 200)
+        self.client.send(data, done=done)
+
+    def lost(self, reason: str, stale: bool) -> None:
+        self.upstream = None
+        if stale and self._request is not None:
+            self.upstream = self.pool.ask(self._address, self._request, self, fresh=True)
+            return
+        worker_id = self._account.worker_id
+        log.warning("worker_lost", worker_id=worker_id, request_id=self._account.request_id, reason=reason)
+        self._losses += 1
+        if self._phase is Phase.ANSWERING:
+            self._fail(WorkerLost(f"The worker went away in the middle of its answer ({reason})."))
+        elif self._losses >= MAX_LOSSES:
+            self._fail(WorkerLost(f"Two workers went away before they answered (the last: {reason})."))
+        else:
+            self._account.loses(now())
+            self._release()
+            self._avoid = worker_id
+            self._route()
+
+    def _wait_for_load(self) -> None:
+        """The worker answered that it is not ready (503): the request goes back to its place."""
+        self.leave_upstream()
+        self._release()
+        self._avoid = self._account.worker_id
+        self._account.loses(now())
+        self._again_at = now() + LOADING_DELAY
+        self._wait()
+
+    def _begin(self, head: AnswerHead) -> None:
+        self._phase = Phase.ANSWERING
+        self._request = None
+        self._body = b""
+        self.client.drop_body()
+        is_stream = head.field(b"content-type").startswith(b"text/event-stream")
+        worker_id = (self._account.worker_id or "").encode()
+        queue_ms = b"%d" % (self._account.waited * 1000)
+        if self._commented_at is None:
+            self._open_status = head.status
+            self._ends_in_event = is_stream and head.length is None
+            fields = [*from_upstream(head.fields), (b"x-rbee-worker", worker_id), (b"x-rbee-queue-ms", queue_ms)]
+            self.client.begin(head.status, fields, head.length)
+        elif is_stream and head.status == 200:
+            self.client.send(b": x-rbee-worker=%b x-rbee-queue-ms=%b\n\n" % (worker_id, queue_ms))
+        else:
+            self._foreign = bytearray()
+            self._foreign_status = head.status
+
+    def _collect(self, answer: bytearray, data: bytes, done: bool) -> None:
+        """The client has been promised a stream, and the worker answers something else: it becomes an error event."""
+        answer += data[: MAX_FOREIGN_ANSWER - len(answer)]
+        if not done:
+            return
+        event = faults.foreign_event(self._foreign_status, bytes(answer), self._shape)
+        if event is None:
+            self._fail(WorkerLost(f"The worker answered with status {self._foreign_status} instead of a stream."))
+        else:
+            self._end_with(event)
+
+    # time and the client's side
+
+    def tick(self, now: float) -> None:
+        if self._phase is Phase.WAITING:
+            self._tick_waiting(now)
+        elif self.has_stalled(now):
+            self.leave_upstream()
+            self.lost(f"no byte for {self._stall_timeout:g} s", stale=False)
+        if self._phase in (Phase.WAITING, Phase.ASKED) and self._account.stream:
+            keepalive_after = self._door.options.keepalive_after
+            if comment_due(self._account.received_at, self._commented_at, keepalive_after, now):
+                self._comment(now)
+
+    def _tick_waiting(self, now: float) -> None:
+        timeout = self._door.options.queue_timeout
+        if now - self._account.received_at >= timeout:
+            error = QueueTimeout(f"No worker of '{self._name}' became ready within {timeout:g} s. Try again later.")
+            error.retry_after = RETRY_AFTER
+            self._fail(error)
+        elif self._again_at is not None and now >= self._again_at:
+            self._again_at = None
+            self._route()
+
+    def _comment(self, now: float) -> None:
+        if self._commented_at is None:
+            self._ends_in_event = True
+            self._open_status = 200
+            self.client.begin(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")], None)
+        self._commented_at = now
+        self.client.send(b": waiting\n\n")
+
+    def client_gone(self) -> None:
+        self._close(CLIENT_GONE)
+
+    def shut(self, error: RequestError) -> None:
+        """Waiting is over: the hive stops."""
+        self._fail(error)
+
+    # the end
+
+    def _fail(self, error: RequestError) -> None:
+        if self._ends_in_event:
+            self._end_with(faults.event(error, self._shape, self._account.request_id))
+        elif self._phase is Phase.ANSWERING:
+            self._close(self._open_status or status_of(error))
+            self.client.abort()
+        else:
+            self._close(status_of(error))
+            self.client.refuse(error)
+
+    def _end_with(self, event: bytes) -> None:
+        self._close(self._open_status or 200)
+        self.client.close_after()
+        self.client.send(event, done=True)
+
+    def _close(self, status: int) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        self._phase = Phase.CLOSED
+        self._door.room.leave(self._account.model, self._ticket)
+        self.leave_upstream()
+        self._release()
+        if self._account.model:
+            self._door.usage(self._account.usage(status, now()))
+
+    def _release(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()

@@ -1,0 +1,97 @@
+"""Heads written anew: what of a request goes to an upstream, and what of its answer goes to the client. Pure."""
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from secrets import token_hex
+from typing import Final
+
+from rbee.core.routing import Route
+from rbee.gateway.head import RequestHead
+
+Fields = Iterable[tuple[bytes, bytes]]
+
+_HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"content-length",
+        b"expect",
+    )
+)
+_SET_BY_US: Final = _HOP_BY_HOP | {b"x-request-id", b"forwarded"}
+_NOT_FOR_ENGINES: Final = _SET_BY_US | {
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"cookie",
+    b"origin",  # judged here; an engine that echoes it helps nobody
+    b"x-conversation-id",
+    b"accept-encoding",  # a compressed answer would hide its token counts, and loopback needs none
+}
+_NOT_FROM_UPSTREAMS: Final = _HOP_BY_HOP | {b"server", b"x-request-id"}
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
+}
+
+
+def request_id(offered: bytes | None) -> str:
+    """The client's own id if it is harmless, else a new one."""
+    if offered is not None and _REQUEST_ID.fullmatch(offered):
+        return offered.decode("ascii")
+    return f"req-{token_hex(12)}"
+
+
+def for_control(head: RequestHead, length: int, request_id: str) -> bytes:
+    """The head of a request towards the control API: keys pass, since it decides who may do what."""
+    return _request(head, _passing(head, _SET_BY_US), length, request_id)
+
+
+def for_engine(head: RequestHead, route: Route, length: int, request_id: str) -> bytes:
+    """The head of a request towards a worker: its own key, and nothing that belongs to us."""
+    host = f"[{route.host}]" if ":" in route.host else route.host
+    own = [(b"host", f"{host}:{route.port}".encode())]
+    if route.key:
+        own.append((b"authorization", b"Bearer " + route.key.encode()))
+    return _request(head, [*own, *_passing(head, _NOT_FOR_ENGINES)], length, request_id)
+
+
+def _passing(head: RequestHead, dropped: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name, value)
+        for name, value in head.headers
+        if name not in dropped and name not in head.connection and not name.startswith((b"x-rbee-", b"x-forwarded-"))
+    ]
+
+
+def _request(head: RequestHead, fields: Fields, length: int, request_id: str) -> bytes:
+    lines = [b"%b %b HTTP/1.1\r\n" % (head.method, head.target)]
+    lines += [b"%b: %b\r\n" % field for field in fields]
+    if length or head.method not in (b"GET", b"HEAD"):
+        lines.append(b"content-length: %d\r\n" % length)
+    lines.append(b"x-request-id: %b\r\n\r\n" % request_id.encode())
+    return b"".join(lines)
+
+
+def from_upstream(fields: Fields) -> list[tuple[bytes, bytes]]:
+    """What of an answer's headers the client gets; who may read an answer is ours to say."""
+    return [
+        (name, value)
+        for name, value in fields
+        if (lower := name.lower()) not in _NOT_FROM_UPSTREAMS and not lower.startswith((b"access-control-", b"x-rbee-"))
+    ]
+
+
+def answer_head(status: int, fields: Fields) -> bytes:
+    """A status line and headers, with the empty line that ends them."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return line + b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"

@@ -1,0 +1,311 @@
+"""Connections to upstreams (workers over TCP, the control API over its Unix socket), and the pool that keeps them.
+
+A connection serves one request at a time. Everything is callbacks; a task lives only while one connects.
+"""
+
+import asyncio
+from collections.abc import Container
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final, Protocol, cast
+
+import httptools
+
+Address = str | tuple[str, int]
+"""A Unix socket's path, or host and port."""
+
+IDLE_LIMIT: Final = 4.0
+"""Seconds; llama.cpp's server and uvicorn close an idle connection after 5."""
+
+CONNECT_TIMEOUT: Final = 5.0
+MAX_ANSWER_HEAD: Final = 256 * 1024
+"""Bytes of an answer's header names and values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it goes over the wire."""
+
+    head: bytes
+    body: bytes
+    is_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """``length`` is the body's length in bytes; None where only its end tells."""
+
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    length: int | None
+
+    def field(self, name: bytes) -> bytes:
+        """The first value of a header by its lower-case name; empty without one."""
+        return next((value for known, value in self.fields if known.lower() == name), b"")
+
+
+class Asker(Protocol):
+    """Who wants an answer. After ``lost``, or ``answered`` with *done*, it hears no more."""
+
+    def answered(self, head: AnswerHead | None, data: bytes, done: bool) -> None:
+        """More of the answer; *head* comes once and first."""
+
+    def lost(self, reason: str, stale: bool) -> None:
+        """There will be no (more) answer. *stale*: a kept connection that had ended before it was used."""
+
+
+class Upstream(asyncio.Protocol):
+    """One connection. ``heard_at`` is when its last byte came (seconds, performance counter)."""
+
+    def __init__(self, pool: "Pool", address: Address) -> None:
+        self.address = address
+        self.idle_since = 0.0
+        self.heard_at = 0.0
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._asker: Asker | None = None
+        self._paused = False
+        self._reused = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    def ask(self, request: Request, asker: Asker) -> None:
+        """Send *request*; *asker* gets the answer."""
+        self._request: Request | None = request
+        self._asker = asker
+        self._is_head_request = request.is_head
+        self._heard = self._begun = self._done = self._interim = self._until_end = self._keep = False
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._field_bytes = 0
+        self._head: AnswerHead | None = None
+        self._parts: list[bytes] = []
+        self.heard_at = perf_counter()
+        if self._transport is not None:
+            self._reused = True
+            self._write()
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    def abandon(self) -> None:
+        """Nobody wants the answer: end the connection at once, so that the upstream stops working on it."""
+        self._asker = None
+        self._end()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def _end(self) -> None:
+        self._pool.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+
+    def _lose(self, reason: str) -> None:
+        asker, self._asker = self._asker, None
+        self._end()
+        if asker is not None:
+            asker.lost(reason, self._reused and not self._heard)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                if isinstance(self.address, str):
+                    await loop.create_unix_connection(lambda: self, self.address)
+                else:
+                    await loop.create_connection(lambda: self, *self.address)
+        except OSError as error:
+            self._lose(f"no connection: {error.strerror or type(error).__name__}")
+
+    def _write(self) -> None:
+        assert self._transport is not None
+        assert self._request is not None
+        request, self._request = self._request, None
+        # Small bodies travel with their head in one segment; large ones are not copied for that.
+        if len(request.body) <= 65536:
+            self._transport.write(request.head + request.body)
+        else:
+            self._transport.writelines((request.head, request.body))
+
+    # asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._asker is None:
+            self._transport.abort()
+            return
+        if self._paused:
+            self._transport.pause_reading()
+        self._write()
+
+    def data_received(self, data: bytes) -> None:
+        if self._asker is None:
+            self._end()
+            return
+        self._heard = True
+        self.heard_at = perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._keep = False
+            if not self._done:
+                self._lose(f"its answer is not HTTP/1.1: {error}")
+                return
+        self._deliver()
+
+    def _deliver(self) -> None:
+        head, self._head = self._head, None
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if self._parts:
+            self._parts = []
+        asker = self._asker
+        assert asker is not None
+        if self._done:
+            self._asker = None
+            self._part()
+        if head is not None or data or self._done:
+            asker.answered(head, data, self._done)
+
+    def _part(self) -> None:
+        """The answer is complete: keep the connection for the next request, or end it."""
+        assert self._transport is not None
+        if self._paused:
+            self.resume()
+        if self._keep and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            self._pool.keep(self)
+        else:
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        asker, self._asker = self._asker, None
+        if asker is None:
+            return
+        if self._until_end and exc is None:
+            asker.answered(None, b"", True)
+        else:
+            asker.lost("the connection ended" if exc is None else str(exc), self._reused and not self._heard)
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        if self._done:
+            self._keep = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > MAX_ANSWER_HEAD:
+            raise ValueError("header too large")
+        if not self._begun:
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._done:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                raise ValueError("it changes the protocol")
+            self._interim = True
+            self._fields = []
+            return
+        head = AnswerHead(status, self._fields, self._body_length(status))
+        self._head = head
+        self._begun = True
+        if self._is_head_request:
+            # The parser waits for a body that a HEAD answer does not have.
+            self._keep = self._parser.should_keep_alive() and not self._until_end
+            self._done = True
+            self._parser = httptools.HttpResponseParser(self)
+
+    def _body_length(self, status: int) -> int | None:
+        lengths = [value for name, value in self._fields if name.lower() == b"content-length"]
+        codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or lengths):
+            raise ValueError("unknown framing")
+        if status in (204, 304):
+            return 0
+        if lengths:
+            return int(lengths[0])
+        self._until_end = not codings and not self._is_head_request
+        return None
+
+    def on_body(self, body: bytes) -> None:
+        if not self._done:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim = False
+        elif not self._done:
+            self._keep = self._parser.should_keep_alive()
+            self._done = True
+
+
+class Pool:
+    """Connections by address: kept ones to use again, the youngest first."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Address, list[Upstream]] = {}
+        self._open: set[Upstream] = set()
+
+    def ask(self, address: Address, request: Request, asker: Asker, *, fresh: bool = False) -> Upstream:
+        """Send *request* on a kept connection, or a new one; *fresh*: on a new one in any case."""
+        kept = self._idle.get(address)
+        if kept and not fresh and perf_counter() - kept[-1].idle_since < IDLE_LIMIT:
+            upstream = kept.pop()
+        else:
+            upstream = Upstream(self, address)
+            self._open.add(upstream)
+        upstream.ask(request, asker)
+        return upstream
+
+    def keep(self, upstream: Upstream) -> None:
+        upstream.idle_since = perf_counter()
+        self._idle.setdefault(upstream.address, []).append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        self._open.discard(upstream)
+        kept = self._idle.get(upstream.address)
+        if kept and upstream in kept:
+            kept.remove(upstream)
+
+    def sweep(self, now: float) -> None:
+        """End what has been idle for too long."""
+        for address in list(self._idle):
+            for upstream in list(self._idle[address]):
+                if now - upstream.idle_since >= IDLE_LIMIT:
+                    upstream.abandon()
+            if not self._idle[address]:
+                del self._idle[address]
+
+    def retain(self, addresses: Container[Address]) -> None:
+        """End idle connections to all other TCP addresses: their workers are gone, and others may get the ports."""
+        for address in list(self._idle):
+            if isinstance(address, tuple) and address not in addresses:
+                for upstream in self._idle.pop(address):
+                    upstream.abandon()
+
+    def idle(self, address: Address) -> int:
+        return len(self._idle.get(address, ()))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def close(self) -> None:
+        """End all connections."""
+        for upstream in list(self._open):
+            upstream.abandon()
+        self._idle.clear()
