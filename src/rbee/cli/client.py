@@ -124,6 +124,8 @@ class Hive:
             )
         if isinstance(error, TimeoutError):
             return HiveUnreachable(f"The hive at {self.url} does not answer within {CALL_TIMEOUT:g} s.")
+        if isinstance(error, ConnectionResetError):  # which RemoteDisconnected is, too
+            return HiveUnreachable(f"The hive at {self.url} closed the connection without an answer.")
         if isinstance(error, ssl.SSLError | http.client.HTTPException):
             return self._stranger()
         return HiveUnreachable(
