@@ -31,6 +31,7 @@ from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
 from rbee.nodes.local import LocalNode
 from rbee.observability.metrics import MachineReading, Metrics, Sources
+from rbee.observability.transitions import log_transition
 from rbee.storage import secret
 from rbee.storage.sockets import bind_private
 from rbee.storage.workers import WorkerStore
@@ -68,7 +69,7 @@ class Daemon:
         self._store = WorkerStore(state_dir / "rbee.db")
         self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep)
         self._control_socket = bind_private(state_dir)
-        control_path = str(self._control_socket.getsockname())
+        self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         self._pool = Pool(
             pool_options(settings, control_path),
@@ -78,6 +79,7 @@ class Daemon:
             self._policy,
         )
         self._pool.journal.subscribe(self._metrics.transition)
+        self._pool.journal.subscribe(log_transition)
         beat = settings.heartbeat
         self._heartbeats = Heartbeats(self._registry, beat.interval, beat.stale_after, self._pool.went_stale)
         self._gateway = Gateway(
@@ -169,8 +171,7 @@ class Daemon:
             await self._control.ended.wait()
         await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
         self._store.close()
-        await anyio.Path(self._control_socket.getsockname()).unlink(missing_ok=True)
-        self._control_socket.close()
+        await anyio.Path(self._control_path).unlink(missing_ok=True)
         log.info("hive_stopped", would_not_stop=self._left)
         tasks.cancel_scope.cancel()
 

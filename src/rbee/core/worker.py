@@ -266,10 +266,8 @@ def _announced_failed(worker: Worker, event: AnnouncedFailed) -> Step:
 def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
     if worker.state is S.STOPPING:
         return worker, ()
-    cause = worker.ending or ExitReason.CRASHED
-    return _stopping(
-        replace(worker, ending=cause, ending_reason=worker.ending_reason or "Its engine ended."), AwaitExit()
-    )
+    # No reason yet: its keeper is about to say it, and knows more than that there is no engine any more.
+    return _stopping(replace(worker, ending=worker.ending or ExitReason.CRASHED), AwaitExit())
 
 
 def _exited(worker: Worker, event: Exited) -> Step:

@@ -19,7 +19,7 @@ class ModelLibrary:
     """*allowed_roots*: directories in which ``file:`` references may point, symbolic links followed first."""
 
     def __init__(self, allowed_roots: Sequence[Path]) -> None:
-        self._allowed_roots = [root.resolve() for root in allowed_roots]
+        self._allowed_roots = list(dict.fromkeys(root.resolve() for root in allowed_roots))
 
     async def locate(self, ref: ModelRef) -> str:
         """The path of the model's file; empty for ``synthetic:``. Raises ModelNotFound or NotAModelFile."""

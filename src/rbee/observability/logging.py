@@ -52,7 +52,8 @@ def configure(
         # Uvicorn brings handlers of its own, which would write each line a second time.
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # One line for every scrape and beat is noise: the gateway knows what was asked of it.
+    # That a server inside us has started is no news to anybody, and a line for every scrape and beat is noise.
+    logging.getLogger("uvicorn.error").setLevel(max(threshold, logging.WARNING))
     logging.getLogger("uvicorn.access").setLevel(max(threshold, logging.WARNING))
     logging.captureWarnings(True)
 
