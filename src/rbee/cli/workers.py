@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from rbee.cli.client import Hive, Refused, worker_path
+from rbee.config.sizes import format_duration
 from rbee.core.errors import BadModelReference
 from rbee.core.model_ref import parse
 
@@ -76,7 +77,6 @@ def reason(worker: Record) -> str:
 def row(worker: Record) -> tuple[str, ...]:
     """One line of ``rbee ps``; the columns are those that users of other tools know."""
     backend, device = worker.get("backend") or "?", worker.get("device")
-    message = worker.get("message")
     return (
         worker["worker_id"],
         worker.get("alias") or short(worker["model_ref"]),
@@ -85,8 +85,14 @@ def row(worker: Record) -> tuple[str, ...]:
         f"{worker.get('in_flight') or 0}/{worker.get('slots') or '?'}",
         human_size((worker.get("memory") or {}).get("rss_bytes")),
         human_age(worker.get("last_heartbeat_age_seconds")),
-        message or ("forever" if worker["state"] in READY else ""),
+        _until(worker) if worker["state"] in READY else worker.get("message") or "",
     )
+
+
+def _until(worker: Record) -> str:
+    """How long a ready worker stays."""
+    idle_timeout = worker.get("idle_timeout")
+    return f"unused for {format_duration(idle_timeout)}" if idle_timeout else "forever"
 
 
 def short(model_ref: str) -> str:

@@ -10,9 +10,9 @@ from rbee.cli.workers import human_age, human_size
 
 def test_ps_shows_a_line_a_worker(rbee, hive, worker):
     hive.workers = [
-        worker(alias="chat", state="busy", in_flight=1),
+        worker(alias="chat", state="busy", in_flight=1, message="Ready."),
         worker(worker_id="w-2", state="failed", message="the engine ended with exit code 3", memory=None),
-        worker(worker_id="w-3", external=True, device=None, last_heartbeat_age_seconds=None),
+        worker(worker_id="w-3", external=True, device=None, last_heartbeat_age_seconds=None, idle_timeout=300.0),
     ]
     result = rbee("ps")
     assert result.exit_code == 0
@@ -31,7 +31,7 @@ def test_ps_shows_a_line_a_worker(rbee, hive, worker):
             "3s ago",
             "the engine ended with exit code 3",
         ],
-        ["w-3", "SmolLM2-135M-Instruct.Q4_1", "idle (external)", "cpu", "0/4", "200 MiB", "-", "forever"],
+        ["w-3", "SmolLM2-135M-Instruct.Q4_1", "idle (external)", "cpu", "0/4", "200 MiB", "-", "unused for 5m"],
     ]
 
 
