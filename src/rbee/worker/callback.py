@@ -1,12 +1,16 @@
 """The two calls that a worker makes to its hive."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rbee.worker.log import timestamp
 from rbee.worker.wire import Address, Answer, call
 
-CALL_TIMEOUT = 5.0
+CALL_TIMEOUT: Final = 5.0
 """Seconds for one call, answer included (DESIGN section 3)."""
+
+
+_LONGEST: Final = 1e8
+"""Seconds; more is a mistake, and timers overflow far above it."""
 
 
 class Identity(NamedTuple):
@@ -69,8 +73,9 @@ def seconds_in(answer: Answer, name: str) -> float | None:
     """The positive number of seconds under *name* in the answer, None where there is none."""
     body = answer.json()
     value = body.get(name) if isinstance(body, dict) else None
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-    return float(value) if good and value is not None else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST:
+        return None
+    return float(value)
 
 
 def text_in(answer: Answer, name: str) -> str:

@@ -6,7 +6,7 @@ import select
 import signal
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple
 
 
 class Signalled(NamedTuple):
@@ -45,6 +45,9 @@ class EngineIdle(NamedTuple):
     """The draining engine has no request left, or cannot tell."""
 
 
+_LONGEST_POLL: Final = (1 << 31) - 1
+"""Milliseconds; a C int."""
+
 Event = Signalled | Registered | Refused | Superseded | Orphaned | EngineReady | EngineIdle
 
 
@@ -52,7 +55,8 @@ class Mailbox:
     """Events for the main thread, which sleeps in one poll until there is one.
 
     Signals come through the wakeup descriptor, so nothing but this poll has to be interruptible and an idle keeper
-    costs nothing. Any thread may post; the main thread alone may wait.
+    costs nothing. Any thread may post; the main thread alone may wait. There is one a process, open until its end:
+    a thread that still posts must never meet a closed descriptor.
     """
 
     def __init__(self) -> None:
@@ -64,14 +68,6 @@ class Mailbox:
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
         self._poll.register(self._signal_read, select.POLLIN)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(-1)
-        for descriptor in (self._read, self._write, self._signal_read, self._signal_write):
-            os.close(descriptor)
 
     def listen_to(self, signals: Iterable[signal.Signals]) -> None:
         signal.set_wakeup_fd(self._signal_write, warn_on_full_buffer=False)
@@ -86,7 +82,7 @@ class Mailbox:
     def next(self, timeout: float | None) -> Event | None:
         """The next event, None when *timeout* seconds brought none."""
         if not self._events:
-            self._poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999)))
+            self._poll.poll(None if timeout is None else min(int(timeout * 1000 + 0.999), _LONGEST_POLL))
         _drained(self._read)
         self._events.extend(Signalled(number) for number in _drained(self._signal_read))
         return self._events.popleft() if self._events else None

@@ -10,6 +10,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOT_STARTED = 127
 """Exit status of what could not be executed, as in a shell."""
 
@@ -43,26 +44,28 @@ def _become(argv: list[str]) -> None:
 
 
 def _guard(lease: int, argv: list[str]) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until there is somebody to pass them on to
     engine = os.fork()
     if engine == 0:
         os.close(lease)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         _become(argv)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: os.kill(engine, received))
     watcher = os.fork()
-    if watcher == 0:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+    if watcher == 0:  # with the stop signals still blocked
         os.read(lease, 1)
         os.kill(engine, signal.SIGKILL)
         os._exit(0)
     os.close(lease)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda received, _: os.kill(engine, received))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _, status = os.waitpid(engine, 0)
     os.kill(watcher, signal.SIGKILL)
     os.waitpid(watcher, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:  # end as the engine did, so that the keeper sees the same
-        signal.signal(-code, signal.SIG_DFL)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 

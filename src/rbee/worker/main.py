@@ -25,8 +25,7 @@ def main() -> int:
     """Run one worker to its end; the exit status is 0 when it was told to end, 2 for a bad command line, else 1."""
     chosen = options.read(sys.argv[1:], os.environ)
     try:
-        with Mailbox() as mailbox:
-            return Keeper(chosen, build_engine(chosen), os.environ, mailbox).run().exit_code
+        return Keeper(chosen, build_engine(chosen), os.environ, Mailbox()).run().exit_code
     except Exception:
         # The one place that catches all: a bug of ours must leave word too. The engine dies with this process.
         log.error("The keeper has failed", reason=traceback.format_exc(limit=-3))

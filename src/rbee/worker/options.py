@@ -17,6 +17,9 @@ _WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SLOTS: Final = {"command": 256}
 _DEFAULT_SLOTS: Final = 4
 _PORTS: Final = range(1, 65536)
+_LONGEST: Final = 1e8
+"""Seconds, three years: timers overflow far above it."""
+
 _SPAN: Final = 919
 """Ports after --port that may be used instead; 8081 gives DESIGN's 8081-9000."""
 
@@ -155,7 +158,7 @@ def _seconds(above: float) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value > above and value >= 0):
+        if not (value > above and 0 <= value <= _LONGEST):
             raise argparse.ArgumentTypeError(f"'{text[:80]}' is not a usable number of seconds")
         return value
 

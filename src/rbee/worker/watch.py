@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from rbee.worker.engines.base import PROBE_TIMEOUT, Engine, Probe, Telemetry
+from rbee.worker.engines.base import COUNTERS_TIMEOUT, HEALTH_TIMEOUT, Engine, Probe, Telemetry
 from rbee.worker.events import EngineIdle, EngineReady, Event
 from rbee.worker.processes import resident_bytes
 
@@ -18,7 +18,8 @@ _DRAIN_POLL: Final = 0.05
 _IDLE_SIGHTINGS: Final = 2
 """A slot is free when its last token is made, a moment before that token is sent."""
 
-_SAMPLE_TIMEOUT: Final = PROBE_TIMEOUT + 0.5
+_SAMPLE_TIMEOUT: Final = HEALTH_TIMEOUT + 2 * COUNTERS_TIMEOUT + 0.5
+"""The longest that a look at the slots and a sample can take; so much may a hung engine delay a beat."""
 
 
 class Watcher:

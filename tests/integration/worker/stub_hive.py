@@ -42,7 +42,7 @@ class StubHive:
             return 200, {"message": "Worker registered", "engine_key": ENGINE_KEY, "heartbeat_interval": 30}
         return 200, {"message": "Heartbeat received"}
 
-    def wait_for(self, matches: Callable[[Call], Any], after: int = 0) -> Call:
+    def wait_for(self, matches: Callable[[Call], Any], after: int = 0, timeout: float = DEADLINE) -> Call:
         """The first call from number *after* on that matches."""
         found: list[Call] = []
 
@@ -51,7 +51,7 @@ class StubHive:
             return bool(found)
 
         with self.changed:
-            assert self.changed.wait_for(look, DEADLINE), f"no such call; there were {self.calls}"
+            assert self.changed.wait_for(look, timeout), f"no such call; there were {self.calls}"
             return found[0]
 
     def wait_state(self, state: str, after: int = 0) -> dict[str, Any]:

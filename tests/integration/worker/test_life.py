@@ -6,11 +6,12 @@ import signal
 import socket
 import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.worker.real import DEADLINE, ENGINE_KEY, TOKEN, StartWorker, alive, ask, free_port, wait_until
+from tests.integration.worker.real import DEADLINE, ENGINE_KEY, TOKEN, StartWorker, alive, ask, wait_until
 from tests.integration.worker.stub_hive import Hives, StubHive
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
@@ -214,27 +215,34 @@ def test_the_last_lines_are_known_without_a_log_file_too(
 
 
 def test_a_stranger_on_the_chosen_port_is_not_taken_for_the_engine(hive: StubHive, start_worker: StartWorker) -> None:
-    """The port is lost between the choice and the bind: another worker's engine answers /health there."""
-    start_worker(hive.url)
-    other = hive.wait_state("ready")
-    port = int(other["url"].rpartition(":")[2])
+    """Between the choice of the port and the bind somebody takes it who answers 200 to everything."""
+    thieves: list[HTTPServer] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *args: Any) -> None: ...
 
     def steal(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if body["state"] == "loading" and "engine_pid" not in body and body["worker_id"] == "w1":
-            thieves.append(socket.create_server(("127.0.0.1", int(body["url"].rpartition(":")[2]))))
+        if not thieves:
+            thieves.append(HTTPServer(("127.0.0.1", int(body["url"].rpartition(":")[2])), Stranger))
+            threading.Thread(target=thieves[0].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return hive.welcome(body)
 
-    thieves: list[socket.socket] = []
     hive.answers["/v1/workers/ready"] = steal
     try:
-        start_worker(hive.url, "--port", str(free_port()), "--port-last", "65535")
-        ready = hive.wait_for(lambda call: call.body.get("state") == "ready" and call.body["worker_id"] == "w1").body
-        assert int(ready["url"].rpartition(":")[2]) > thieves[0].getsockname()[1]
-        assert ready["url"] != other["url"]
-        assert port
+        start_worker(hive.url, "--port-last", "65535")
+        ready = hive.wait_state("ready")
+        assert int(ready["url"].rpartition(":")[2]) > thieves[0].server_address[1]
+        assert ask(ready["url"], "/v1/chat/completions", CHAT)[0] == 200
     finally:
         for thief in thieves:
-            thief.close()
+            thief.shutdown()
+            thief.server_close()
 
 
 def test_a_signal_for_the_keeper_reaches_a_sleeping_one(hive: StubHive, start_worker: StartWorker) -> None:

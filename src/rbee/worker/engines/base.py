@@ -1,12 +1,16 @@
 """What the keeper needs of an engine: how to start it and how to ask it. One class an engine."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from rbee.core.engine_args import Value
 from rbee.worker.wire import Address, Answer, call
 
-PROBE_TIMEOUT = 2.0
-"""Seconds for one question to the engine; an engine that takes longer counts as degraded."""
+HEALTH_TIMEOUT: Final = 2.0
+"""Seconds for the engine's answer to /health; one that takes longer is degraded."""
+
+COUNTERS_TIMEOUT: Final = 1.0
+"""Seconds for anything else. llama.cpp answers /metrics and /slots between two batches only, /health at any time, so no
+answer to these says that it works, not that it hangs."""
 
 Telemetry = dict[str, int | float]
 
@@ -47,15 +51,15 @@ class Probe:
         self._address = Address(host, port)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
-    def get(self, path: str, timeout: float = PROBE_TIMEOUT) -> Answer | None:
+    def get(self, path: str, timeout: float = COUNTERS_TIMEOUT) -> Answer | None:
         """The answer, or None where none came."""
         try:
             return call(self._address, "GET", path, timeout=timeout, headers=self._headers)
         except OSError:
             return None
 
-    def ok(self, path: str) -> bool:
-        answer = self.get(path)
+    def healthy(self, path: str) -> bool:
+        answer = self.get(path, HEALTH_TIMEOUT)
         return answer is not None and answer.status == 200
 
 

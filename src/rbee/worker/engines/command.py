@@ -25,10 +25,10 @@ class Command:
         return Launch(fill(plan.template, values, plan.names), dict.fromkeys(names, key))
 
     def ready(self, probe: Probe) -> bool:
-        return probe.ok(self._plan.health_path)
+        return probe.healthy(self._plan.health_path)
 
     def healthy(self, probe: Probe) -> bool:
-        return probe.ok(self._plan.health_path)
+        return probe.healthy(self._plan.health_path)
 
     def idle(self, probe: Probe) -> bool | None:
         """By its metrics page where that has a known name. Without one nothing can be known: the hive has drained the

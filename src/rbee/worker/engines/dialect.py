@@ -81,13 +81,13 @@ class LlamaDialect:
 
     def ready(self, probe: Probe) -> bool:
         """Healthy, and ours: before this engine has bound its port, a stranger there may well answer /health."""
-        if not probe.ok("/health"):
+        if not probe.healthy("/health"):
             return False
         models = probe.get("/v1/models")
         return models is not None and models.ok and lists_model(models.json(), self._worker_id)
 
     def healthy(self, probe: Probe) -> bool:
-        return probe.ok("/health")
+        return probe.healthy("/health")
 
     def idle(self, probe: Probe) -> bool | None:
         slots = probe.get("/slots")

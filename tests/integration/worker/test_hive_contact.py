@@ -1,0 +1,147 @@
+"""What a worker does when its hive refuses it, forgets it, replaces it, or is gone."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.worker.real import StartWorker, alive, free_port, wait_until
+from tests.integration.worker.stub_hive import Hives, StubHive, refusal
+
+
+def test_a_hive_that_forgot_the_worker_hears_its_present_state_again(hive: StubHive, start_worker: StartWorker) -> None:
+    start_worker(hive.url, "--heartbeat-interval", "0.1")
+    hive.wait_state("ready")
+    before = len(hive.calls)
+    hive.answers["/v1/heartbeat"] = refusal(404, "worker_not_found")
+    again = hive.wait_state("ready", after=before)
+    assert alive(again["engine_pid"])
+    del hive.answers["/v1/heartbeat"]
+    hive.wait_beat(after=len(hive.calls))
+
+
+def test_a_hive_that_never_knows_the_worker_is_not_asked_in_a_tight_loop(
+    hive: StubHive, start_worker: StartWorker
+) -> None:
+    hive.answers["/v1/heartbeat"] = refusal(404, "worker_not_found")
+    worker = start_worker(hive.url, "--heartbeat-interval", "1800")
+    # The first beat, one at once after the new announcement, then one after 2 s: had there been no pace, the third
+    # would be one of hundreds.
+    wait_until(lambda: sum(call.path == "/v1/heartbeat" for call in hive.calls) >= 3, "three beats")
+    assert len(hive.calls) < 20
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("path", ["/v1/heartbeat", "/v1/workers/ready"])
+def test_a_newer_incarnation_ends_it_and_its_engine_quietly(
+    hive: StubHive, start_worker: StartWorker, path: str
+) -> None:
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1", "--incarnation", "1")
+    engine = hive.wait_state("ready")["engine_pid"]
+    if path == "/v1/workers/ready":
+        hive.answers["/v1/heartbeat"] = refusal(404, "worker_not_found")
+    hive.answers[path] = refusal(409, "older_incarnation")
+    assert worker.wait_end() == 0
+    assert not alive(engine)
+    assert worker.ended()["reason"] == "superseded"
+    assert "failed" not in hive.states()
+
+
+def test_an_older_incarnation_starts_no_engine(hive: StubHive, start_worker: StartWorker) -> None:
+    hive.answers["/v1/workers/ready"] = refusal(409, "older_incarnation")
+    worker = start_worker(hive.url, "--incarnation", "1")
+    assert worker.wait_end() == 0
+    assert "Engine started" not in worker.log
+
+
+def test_another_conflict_is_logged_and_survived(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1")
+    hive.wait_state("ready")
+    hive.answers["/v1/heartbeat"] = refusal(409, "illegal_transition", "not now")
+    wait_until(lambda: "not now" in worker.log, "the message in the log")
+    del hive.answers["/v1/heartbeat"]
+    hive.wait_beat(after=len(hive.calls))
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, "unauthorized"), (403, "forbidden"), (409, "worker_id_in_use"), (422, "invalid_field")]
+)
+def test_a_refused_worker_says_why_and_ends(hive: StubHive, start_worker: StartWorker, status: int, code: str) -> None:
+    hive.answers["/v1/workers/ready"] = refusal(status, code, "the reason of the hive")
+    worker = start_worker(hive.url)
+    assert worker.wait_end() == 1
+    assert "the reason of the hive" in worker.log
+    assert worker.ended()["message"] == "the hive refused this worker: the reason of the hive"
+
+
+def test_a_hive_that_is_not_up_yet_is_tried_again(hives: Hives, start_worker: StartWorker) -> None:
+    port = free_port()
+    worker = start_worker(f"http://127.0.0.1:{port}")
+    wait_until(lambda: "Failed to announce the worker (will retry)" in worker.log, "the first failure in the log")
+    assert "Connection refused" in worker.log
+    hives.start(port=port).wait_state("ready")
+
+
+def test_a_hive_that_still_starts_is_tried_again(hive: StubHive, start_worker: StartWorker) -> None:
+    hive.answers["/v1/workers/ready"] = refusal(503, "control_unavailable", "not up yet")
+    worker = start_worker(hive.url)
+    wait_until(lambda: "not up yet" in worker.log, "the message in the log")
+    del hive.answers["/v1/workers/ready"]
+    hive.wait_state("ready")
+
+
+def test_a_hive_that_never_comes_makes_no_orphan_that_waits_for_ever(start_worker: StartWorker) -> None:
+    worker = start_worker(f"http://127.0.0.1:{free_port()}", "--orphan-timeout", "0.5")
+    assert worker.wait_end() == 1
+    assert worker.ended()["reason"] == "orphaned"
+
+
+def test_an_orphan_ends_itself_and_its_engine(hives: Hives, start_worker: StartWorker) -> None:
+    hive = hives.start()
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1", "--orphan-timeout", "0.5")
+    engine = hive.wait_state("ready")["engine_pid"]
+    hives.stop()
+    assert worker.wait_end() == 1
+    assert not alive(engine)
+    assert "Failed to send heartbeat (will retry)" in worker.log
+    assert worker.ended()["reason"] == "orphaned"
+
+
+def test_the_hive_may_change_how_long_an_orphan_waits(hives: Hives, start_worker: StartWorker) -> None:
+    hive = hives.start()
+    hive.answers["/v1/heartbeat"] = lambda _: (200, {"message": "Heartbeat received", "orphan_timeout": 0.5})
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1")
+    hive.wait_state("ready")
+    hives.stop()
+    assert worker.wait_end() == 1
+    assert worker.ended()["message"] == "no hive answered a heartbeat for 0.5 s"
+
+
+def test_a_keeper_that_was_frozen_asks_once_more_before_it_gives_up(
+    hive: StubHive, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.2", "--orphan-timeout", "0.4")
+    hive.wait_state("ready")
+    beats: list[Any] = []
+
+    def note(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        beats.append(body)
+        return hive.welcome(body)
+
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(AssertionError):  # nobody beats for longer than the orphan time: the stop is real
+            hive.wait_for(lambda call: call.path == "/v1/heartbeat", after=len(hive.calls) + 1, timeout=1.0)
+        hive.answers["/v1/heartbeat"] = note
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: len(beats) >= 3, "beats after the freeze")
+    assert worker.process.poll() is None
+
+
+def test_the_interval_comes_from_the_hive_unless_it_was_given(hive: StubHive, start_worker: StartWorker) -> None:
+    hive.answers["/v1/workers/ready"] = lambda _: (200, {"message": "x", "engine_key": "k", "heartbeat_interval": 0.1})
+    start_worker(hive.url)
+    for _ in range(3):
+        hive.wait_beat(after=len(hive.calls))
