@@ -1,0 +1,107 @@
+import sys
+from typing import Any
+
+import pytest
+
+from rbee.worker import options
+from rbee.worker.wire import Address
+
+GIVEN = ["--worker-id", "test-worker", "--model", "/m.gguf", "--model-ref", "hf:test/model"]
+
+
+def test_the_command_line_of_the_quick_start_is_read() -> None:
+    found = options.read(
+        [*GIVEN, *["--backend", "cpu", "--device", "0", "--port", "8081", "--callback-url", "http://localhost:9200"]],
+        {"RBEE_API_TOKEN": "t" * 16},
+    )
+    assert (found.worker_id, found.model_ref, found.backend, found.device) == ("test-worker", "hf:test/model", "cpu", 0)
+    assert (found.port, found.port_last, found.host) == (8081, 9000, "127.0.0.1")
+    assert found.callback == Address("localhost", 9200)
+    assert (found.engine, found.slots, found.ctx_size, found.prompt_cache) == ("llama-cpp", 4, 4096, 536_870_912)
+    assert (found.heartbeat_interval, found.orphan_timeout, found.drain_timeout) == (None, 300.0, 30.0)
+    assert (found.token, found.engine_python, found.incarnation) == ("t" * 16, sys.executable, None)
+
+
+def test_all_after_two_dashes_is_the_engines() -> None:
+    found = options.read([*GIVEN, "--", "--threads", "2", "--flash-attn=on"], {})
+    assert found.engine_args == {"--threads": 2, "--flash-attn": "on"}
+
+
+@pytest.mark.parametrize(
+    ("port", "last"), [("8081", 9000), ("8000", 9000), ("9100", 10019), ("65000", 65535), ("65535", 65535)]
+)
+def test_the_last_port_follows_the_first(port: str, last: int) -> None:
+    assert options.read([*GIVEN, "--port", port], {}).port_last == last
+
+
+def test_the_workers_own_token_goes_before_the_general_one() -> None:
+    assert options.read(GIVEN, {"RBEE_WORKER_TOKEN": "own", "RBEE_API_TOKEN": "general"}).token == "own"
+    assert options.read(GIVEN, {"RBEE_WORKER_TOKEN": "", "RBEE_API_TOKEN": "general\n"}).token == "general"
+    assert options.read(GIVEN, {}).token == ""
+
+
+def test_a_command_has_many_slots_and_needs_its_template() -> None:
+    environment = {"RBEE_ENGINE_COMMAND": '["vllm", "serve", "{model}"]', "RBEE_ENGINE_HEALTH_PATH": "/ping"}
+    found = options.read([*GIVEN, "--engine", "command"], environment)
+    assert (found.slots, found.template, found.health_path) == (256, ("vllm", "serve", "{model}"), "/ping")
+    assert options.read([*GIVEN, "--engine", "command", "--slots", "8"], environment).slots == 8
+
+
+def test_the_synthetic_engine_needs_no_model() -> None:
+    found = options.read(["--worker-id", "w", "--model-ref", "synthetic:x", "--engine", "synthetic"], {})
+    assert found.model == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--worker-id", "../w"], {}, "--worker-id"),
+        (["--worker-id", ""], {}, "--worker-id"),
+        (["--model", ""], {}, "--model is required"),
+        (["--model-ref", "a\nb"], {}, "--model-ref"),
+        (["--backend", "abacus"], {}, "--backend"),
+        (["--device", "-1"], {}, "--device"),
+        (["--port", "0"], {}, "--port"),
+        (["--port", "65536"], {}, "--port"),
+        (["--port", "\u0663"], {}, "--port"),
+        (["--port", "9000", "--port-last", "8999"], {}, "--port-last 8999 is below --port 9000"),
+        (["--callback-url", "ftp://hive"], {}, "--callback-url"),
+        (["--callback-url", "http://"], {}, "--callback-url"),
+        (["--callback-url", "http://hive:port"], {}, "--callback-url"),
+        (["--callback-url", "http://user:secret@hive"], {}, "no user or password"),
+        (["--callback-url", "unix:relative"], {}, "absolute"),
+        (["--engine", "steam"], {}, "--engine"),
+        (["--engine-python", "/no/such/python"], {}, "--engine-python"),
+        (["--slots", "0"], {}, "--slots"),
+        (["--heartbeat-interval", "0"], {}, "--heartbeat-interval"),
+        (["--heartbeat-interval", "nan"], {}, "--heartbeat-interval"),
+        (["--orphan-timeout", "inf"], {}, "--orphan-timeout"),
+        (["--drain-timeout", "-1"], {}, "--drain-timeout"),
+        (["--incarnation", "x"], {}, "--incarnation"),
+        (["--unknown", "x"], {}, "--unknown"),
+        (["--", "--unknown", "x"], {}, "--unknown"),
+        (["--", "--threads"], {}, "--threads needs a value"),
+        ([], {"RBEE_WORKER_TOKEN": "one\ntwo"}, "RBEE_WORKER_TOKEN holds characters"),
+        (["--engine", "command"], {}, "RBEE_ENGINE_COMMAND"),
+        (["--engine", "command"], {"RBEE_ENGINE_COMMAND": "vllm serve"}, "RBEE_ENGINE_COMMAND"),
+        (["--engine", "command"], {"RBEE_ENGINE_COMMAND": "[1]"}, "RBEE_ENGINE_COMMAND"),
+        (["--engine", "command"], {"RBEE_ENGINE_COMMAND": "[]"}, "RBEE_ENGINE_COMMAND"),
+        ([], {"RBEE_ENGINE_HEALTH_PATH": "ping"}, "RBEE_ENGINE_HEALTH_PATH"),
+    ],
+)
+def test_a_bad_value_gets_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        options.read([*GIVEN, *arguments], environment)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+    assert "one\ntwo" not in message
+
+
+def test_drain_timeout_zero_and_long_times_are_taken() -> None:
+    arguments: list[Any] = [*GIVEN, "--drain-timeout", "0", "--orphan-timeout", "86400"]
+    found = options.read(arguments, {})
+    assert (found.drain_timeout, found.orphan_timeout) == (0.0, 86400.0)
