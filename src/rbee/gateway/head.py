@@ -12,9 +12,10 @@ from rbee.core.errors import MalformedRequest
 # Possessive throughout (++, *+): a hostile head fails in linear time.
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _FIELD: Final = _TOKEN + rb":[\t -~\x80-\xff]*+\r\n"
-_HEAD: Final = re.compile(rb"(" + _TOKEN + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n((?:" + _FIELD + rb")*+)\r\n")
+_METHOD: Final = rb"[A-Z-]{1,24}+"
+_HEAD: Final = re.compile(rb"(" + _METHOD + rb") ([!\"$-~]++) HTTP/1\.([01])\r\n((?:" + _FIELD + rb")*+)\r\n")
 _FIELDS: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
-_REQUEST_LINE: Final = re.compile(_TOKEN + rb" [!\"$-~]++ HTTP/1\.[01]")
+_REQUEST_LINE: Final = re.compile(_METHOD + rb" [!\"$-~]++ HTTP/1\.[01]")
 _PREMATURE: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
@@ -84,7 +85,9 @@ def parse_head(raw: bytes) -> RequestHead:
         headers.append((name, value))
         if name == b"connection":
             connection.append(value)
-        if fields.setdefault(name, value) is not value and name in _ONCE:
+        if name not in fields:
+            fields[name] = value
+        elif name in _ONCE:
             raise MalformedRequest(f"The header '{name.decode('latin-1')}' was sent more than once.")
     version = int(minor)
     if version and b"host" not in fields:

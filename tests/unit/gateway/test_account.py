@@ -1,0 +1,43 @@
+from rbee.gateway.account import Account
+from rbee.gateway.inference import comment_due
+
+
+def test_times_of_a_request_that_waited():
+    account = Account("id-1", "/v1/completions", model="synthetic:a", stream=True)
+    account.receives(100.0)
+    account.waits(100.5)
+    account.waits(101.0)
+    assert account.queue_seconds(102.0) == 1.5
+    account.asks("w1", 103.0)
+    account.adds(b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}', 104.0)
+    account.adds(b"\n", 104.5)
+    usage = account.usage(200, 105.0)
+    assert (usage.queue_seconds, usage.first_byte_seconds, usage.duration_seconds) == (2.5, 4.0, 5.0)
+    assert usage.overhead_seconds == 0.5
+    assert (usage.worker_id, usage.prompt_tokens, usage.generated_tokens, usage.cached_tokens) == ("w1", 5, 2, None)
+
+
+def test_time_that_a_lost_worker_took_is_nobodys_overhead():
+    account = Account("id-1", "/v1/completions", model="synthetic:a")
+    account.receives(10.0)
+    account.asks("w1", 10.25)
+    account.loses(20.0)
+    account.asks("w2", 20.25)
+    usage = account.usage(200, 30.0)
+    assert usage.overhead_seconds == 0.5
+    assert usage.queue_seconds == 0.0
+    assert usage.worker_id == "w2"
+
+
+def test_refused_request_has_no_times_that_it_did_not_have():
+    account = Account("id-1", "/v1/completions", model="other")
+    account.receives(10.0)
+    usage = account.usage(404, 10.0)
+    assert (usage.first_byte_seconds, usage.overhead_seconds, usage.worker_id) == (None, None, None)
+
+
+def test_waiting_stream_gets_a_sign_of_life_after_a_while_and_then_every_5_seconds():
+    assert not comment_due(100.0, None, 15.0, 114.9)
+    assert comment_due(100.0, None, 15.0, 115.0)
+    assert not comment_due(100.0, 115.0, 15.0, 119.9)
+    assert comment_due(100.0, 115.0, 15.0, 120.0)
