@@ -195,3 +195,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     except OSError as error:
         raise SettingsError(f"server.tls_cert and server.tls_key cannot be loaded: {error}") from error
     return context
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,8 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
     ref = model_ref.parse(order.model_ref)
     engine = order.engine or ("synthetic" if ref.scheme is Scheme.SYNTHETIC else defaults.engine)
     if (engine == "synthetic") != (ref.scheme is Scheme.SYNTHETIC):
-        raise InvalidField(f"The engine '{engine}' cannot run '{ref}': synthetic: goes with itself.", field="engine")
+        only = "synthetic engine runs synthetic: references alone, and nothing else runs those"
+        raise InvalidField(f"The engine '{engine}' cannot run '{ref}': the {only}.", field="engine")
     known_arguments = engine if engine in ("llama-cpp", "synthetic") else "command"
     engine_args.check(known_arguments, order.engine_args)
     return WorkerSpec(

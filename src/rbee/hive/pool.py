@@ -154,7 +154,7 @@ class Pool:
             return await self._register_external(principal, said)
         if _is_another_process(record, said):
             self._supervisors[said.worker_id].take(events.EndRequested(force=True))
-            await self._wait_gone(said.worker_id)
+            await self.wait_gone(said.worker_id)
             return await self._register_external(principal, said)
         check_incarnation(record, said.incarnation)
         if principal.role is auth.Role.WORKER:
@@ -215,9 +215,9 @@ class Pool:
 
     async def _wait_all_gone(self) -> None:
         while self._supervisors:
-            await self._wait_gone(next(iter(self._supervisors)))
+            await self.wait_gone(next(iter(self._supervisors)))
 
-    async def _wait_gone(self, worker_id: str) -> None:
+    async def wait_gone(self, worker_id: str) -> None:
         supervisor = self._supervisors.get(worker_id)
         if supervisor is not None:
             await supervisor.forgotten.wait()

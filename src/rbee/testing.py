@@ -1,0 +1,178 @@
+"""The fakes that we ship: a node, its processes, a store and a library that need no machine. Imported by tests only."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from rbee.core import auth
+from rbee.core.errors import ModelNotFound
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Launch, ProcessIdentity, StoredWorker
+from rbee.core.model_ref import ModelRef
+from rbee.core.routing import RouteTable
+from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.registry import Registry
+
+SECRET = b"s" * 32
+
+
+@dataclass(eq=False)
+class FakeProcess:
+    """Ends when it is told to: ``end`` from a test, or a signal. ``deaf`` to SIGTERM, as a hung one is."""
+
+    identity: ProcessIdentity
+    deaf: bool = False
+    signals: list[str] = field(default_factory=list)
+    _exit: Exit | None = None
+    _ended: anyio.Event = field(default_factory=anyio.Event)
+
+    async def wait(self) -> Exit:
+        await self._ended.wait()
+        assert self._exit is not None
+        return self._exit
+
+    def terminate(self) -> None:
+        self.signals.append("TERM")
+        if not self.deaf:
+            self.end(Exit(ExitReason.STOPPED, code=0))
+
+    def kill(self) -> None:
+        self.signals.append("KILL")
+        self.end(Exit(ExitReason.CRASHED, signal_number=9))
+
+    def end(self, exit_: Exit) -> None:
+        if self._exit is None:
+            self._exit = exit_
+            self._ended.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._exit is None
+
+
+class FakeNode:
+    """Records what was launched; ``deaf``: new processes ignore SIGTERM."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+        self.processes: list[FakeProcess] = []
+        self.others: dict[int, FakeProcess] = {}
+        self.swept: list[tuple[str, int]] = []
+        self.forgotten: list[str] = []
+        self.ended_leftovers: list[ProcessIdentity] = []
+        self.taken_ports: set[int] = set()
+        self.fail_next: OSError | None = None
+        self.deaf = False
+        self.fork_delay = 0.0
+
+    async def spawn(self, launch: Launch) -> FakeProcess:
+        await anyio.sleep(self.fork_delay)
+        if self.fail_next is not None:
+            failure, self.fail_next = self.fail_next, None
+            raise failure
+        process = FakeProcess(ProcessIdentity(1000 + len(self.processes), 1, "boot"), deaf=self.deaf)
+        self.launches.append(launch)
+        self.processes.append(process)
+        return process
+
+    def watch(self, pid: int) -> FakeProcess | None:
+        return self.others.get(pid)
+
+    def add_other(self, pid: int) -> FakeProcess:
+        """A process that is not the hive's child: an engine, or a worker started by hand."""
+        self.others[pid] = FakeProcess(ProcessIdentity(pid, 1, "boot"))
+        return self.others[pid]
+
+    async def end_leftover(self, identity: ProcessIdentity, grace: float) -> bool:
+        self.ended_leftovers.append(identity)
+        return True
+
+    async def sweep(self, worker_id: str, incarnation: int) -> int:
+        self.swept.append((worker_id, incarnation))
+        return 0
+
+    def port_is_free(self, port: int) -> bool:
+        return port not in self.taken_ports
+
+    async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        return [f"line {number}" for number in range(1, lines + 1)][-lines:]
+
+    async def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
+        yield "first"
+
+    async def forget(self, worker_id: str) -> None:
+        self.forgotten.append(worker_id)
+
+
+class FakeStore:
+    """Rows in a dictionary, and ``history``: every row that was ever saved, in order."""
+
+    def __init__(self, rows: Sequence[StoredWorker] = ()) -> None:
+        self.rows = {row.spec.worker_id: row for row in rows}
+        self.history: list[StoredWorker] = []
+        self.fail: OSError | None = None
+
+    async def save(self, row: StoredWorker) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.fail is not None:
+            raise self.fail
+        self.rows[row.spec.worker_id] = row
+        self.history.append(row)
+
+    async def forget(self, worker_id: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.fail is not None:
+            raise self.fail
+        self.rows.pop(worker_id, None)
+
+    async def load(self) -> Sequence[StoredWorker]:
+        return list(self.rows.values())
+
+
+class FakeLibrary:
+    """Has every model but those in ``missing``."""
+
+    def __init__(self) -> None:
+        self.missing: set[str] = set()
+
+    async def locate(self, ref: ModelRef) -> str:
+        if str(ref) in self.missing:
+            raise ModelNotFound(f"There is no {ref}.")
+        return f"/models/{ref.name}.gguf"
+
+
+@dataclass(eq=False)
+class FakeHive:
+    """A pool with all that is round it; ``options`` are short where a test would have to wait."""
+
+    options: PoolOptions = field(
+        default_factory=lambda: PoolOptions(
+            callback_url="unix:/run/control.sock",
+            ports=range(8081, 8090),
+            worker_host="127.0.0.1",
+            heartbeat_interval=30.0,
+            stale_after=60.0,
+            drain_timeout=30.0,
+            term_grace=10.0,
+            orphan_timeout=300.0,
+            prompt_cache_bytes=0,
+            allow_external=True,
+            external_hosts=(),
+            engines={},
+        )
+    )
+    node: FakeNode = field(default_factory=FakeNode)
+    store: FakeStore = field(default_factory=FakeStore)
+    library: FakeLibrary = field(default_factory=FakeLibrary)
+    registry: Registry = field(default_factory=Registry)
+    routes: RouteTable = field(default_factory=RouteTable)
+    policy: auth.AuthPolicy = field(default_factory=lambda: auth.AuthPolicy(digests={}, worker_secret=SECRET))
+
+    def __post_init__(self) -> None:
+        adapters = Adapters(self.node, self.store, self.library)
+        self.pool = Pool(self.options, adapters, self.registry, self.routes, self.policy)
+
+    def speaker(self, worker_id: str, incarnation: int = 1) -> auth.Principal:
+        """The worker itself, by its own token."""
+        return auth.resolve(self.policy, auth.worker_token(SECRET, worker_id, incarnation))

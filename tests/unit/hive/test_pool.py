@@ -1,0 +1,408 @@
+"""The pool and its supervisors on a jumping clock: minutes of waiting cost nothing here."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from rbee.core import auth
+from rbee.core.errors import (
+    AliasInUse,
+    Forbidden,
+    IllegalTransition,
+    InvalidField,
+    ModelNotFound,
+    NoPortLeft,
+    OlderIncarnation,
+    ShuttingDown,
+    WorkerIdInUse,
+    WorkerNotFound,
+)
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import ProcessIdentity, StoredWorker
+from rbee.core.routing import Standing
+from rbee.core.worker import WorkerSpec, WorkerState
+from rbee.hive.announcements import Announcement
+from rbee.hive.pool import PoolOptions
+from rbee.testing import FakeHive, FakeStore
+
+pytestmark = pytest.mark.anyio
+S = WorkerState
+SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic")
+ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
+
+
+@asynccontextmanager
+async def running(hive: FakeHive) -> AsyncIterator[FakeHive]:
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(hive.pool.run)
+        yield hive
+        tasks.cancel_scope.cancel()
+
+
+def announcement(worker_id, state="ready", **changes):
+    said = Announcement(worker_id, state, "http://127.0.0.1:8081", "synthetic:x", "cpu", 0, 1000, 4)
+    return replace(said, **changes)
+
+
+async def ready_worker(hive, spec=SPEC, **changes):
+    record = await hive.pool.spawn(spec)
+    await settled()
+    said = announcement(record.worker_id, incarnation=1, pid=record.worker.pid, **changes)
+    await hive.pool.announce(hive.speaker(record.worker_id), said)
+    return record
+
+
+async def settled():
+    await anyio.wait_all_tasks_blocked()
+
+
+async def until_gone(hive, record):
+    with anyio.fail_after(3600):
+        await hive.pool.wait_gone(record.worker_id)
+    assert record.worker_id not in hive.registry
+
+
+async def test_a_spawn_is_written_down_before_the_fork_and_again_with_its_process():
+    async with running(FakeHive()) as hive:
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        before, after = hive.store.history
+        assert (before.identity, before.incarnation) == (None, 1)
+        assert after.identity == hive.node.processes[0].identity
+        assert record.worker.pid == 1000
+        assert hive.node.launches[0].port == 8081
+
+
+async def test_a_worker_that_is_ready_is_routed_with_the_key_that_only_it_knows():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        (route,) = hive.routes.candidates("synthetic:x")
+        assert (route.standing, route.host, route.port, route.slots) == (Standing.READY, "127.0.0.1", 8081, 4)
+        assert route.key == auth.engine_key(b"s" * 32, record.worker_id, 1)
+
+
+async def test_a_process_that_ends_leaves_routing_at_once_and_the_worker_says_why():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.node.processes[0].end(Exit(ExitReason.CRASHED, signal_number=11))
+        await settled()
+        assert record.worker.state is S.FAILED
+        assert "killed by SIGSEGV" in record.worker.message
+        (route,) = hive.routes.candidates("synthetic:x")
+        assert route.standing is Standing.OUT
+        assert hive.node.swept == [(record.worker_id, 1)]
+
+
+async def test_an_engine_that_ends_takes_its_worker_out_of_routing_before_its_keeper_has_said_a_word():
+    async with running(FakeHive()) as hive:
+        engine = hive.node.add_other(2000)
+        record = await ready_worker(hive, engine_pid=2000)
+        engine.end(Exit(ExitReason.CRASHED))
+        await settled()
+        assert record.worker.state is S.STOPPING
+        assert hive.node.processes[0].signals == []
+        await anyio.sleep(10.1)
+        assert hive.node.processes[0].signals == ["KILL"]
+        assert record.worker.state is S.FAILED
+
+
+async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        hive.pool.delete(record.worker_id)
+        await anyio.sleep(12)
+        assert record.worker.state is S.DRAINING
+        hive.routes.release(record.worker_id)
+        await until_gone(hive, record)
+        assert hive.node.processes[0].signals == ["TERM"]
+        assert hive.store.rows == {}
+        await settled()
+        assert hive.node.forgotten == [record.worker_id]
+        assert hive.routes.candidates("synthetic:x") == []
+
+
+async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its_grace():
+    hive = FakeHive()
+    hive.node.deaf = True
+    async with running(hive):
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        start = anyio.current_time()
+        hive.pool.delete(record.worker_id)
+        await hive.node.processes[0].wait()
+        assert anyio.current_time() - start == 30 + 10
+        assert hive.node.processes[0].signals == ["TERM", "KILL"]
+
+
+async def test_a_forced_delete_waits_for_nobody():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        hive.pool.delete(record.worker_id, force=True)
+        assert hive.node.processes[0].signals == ["KILL"]
+        await until_gone(hive, record)
+
+
+async def test_a_worker_that_is_deleted_while_it_is_forked_is_ended_as_soon_as_it_exists():
+    hive = FakeHive()
+    hive.node.fork_delay = 1.0
+    async with running(hive):
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        hive.pool.delete(record.worker_id)
+        await anyio.sleep(2.0)
+        assert hive.node.processes[0].signals == ["TERM"]
+        await until_gone(hive, record)
+
+
+async def test_a_fork_that_fails_leaves_a_failed_worker_that_says_so():
+    hive = FakeHive()
+    hive.node.fail_next = OSError(12, "Cannot allocate memory")
+    async with running(hive):
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        assert record.worker.state is S.FAILED
+        assert "Cannot allocate memory" in record.worker.message
+
+
+async def test_a_database_that_fails_starts_nothing_and_never_ends_the_hive():
+    hive = FakeHive(store=FakeStore())
+    hive.store.fail = OSError("disk full")
+    async with running(hive):
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        assert (record.worker.state, hive.node.launches) == (S.FAILED, [])
+        hive.pool.delete(record.worker_id)
+        await until_gone(hive, record)
+        hive.store.fail = None
+        assert (await hive.pool.spawn(SPEC)).worker.state is S.STARTING
+
+
+async def test_a_database_that_fails_after_the_fork_leaves_the_worker_serving():
+    async with running(FakeHive()) as hive:
+        hive.node.fork_delay = 1.0
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        hive.store.fail = OSError("disk full")
+        await anyio.sleep(2.0)
+        await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, incarnation=1))
+        assert record.worker.state is S.READY
+
+
+async def test_a_restart_by_hand_is_the_next_incarnation_with_a_new_token():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.pool.restart(record.worker_id)
+        await settled()
+        first, second = hive.node.launches
+        assert (first.incarnation, second.incarnation, record.worker.restart_count) == (1, 2, 1)
+        assert first.token != second.token
+        with pytest.raises(OlderIncarnation):
+            await hive.pool.announce(hive.speaker(record.worker_id, 1), announcement(record.worker_id))
+        await hive.pool.announce(hive.speaker(record.worker_id, 2), announcement(record.worker_id, incarnation=2))
+        assert record.worker.state is S.READY
+
+
+async def test_a_callback_that_the_state_does_not_allow_changes_nothing():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        worker = record.worker
+        with pytest.raises(IllegalTransition):
+            await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, "loading"))
+        assert record.worker is worker
+
+
+async def test_an_illegal_event_from_inside_ends_that_worker_alone():
+    async with running(FakeHive()) as hive:
+        record, other = await ready_worker(hive), await ready_worker(hive)
+        from_nowhere = hive.pool._supervisors[record.worker_id]
+        from_nowhere.fire(ev_backoff())
+        await settled()
+        assert hive.pool.illegal_events == 1
+        assert (record.worker.state, other.worker.state) == (S.FAILED, S.READY)
+
+
+def ev_backoff():
+    from rbee.core.events import BackoffEnded  # noqa: PLC0415 - only here
+
+    return BackoffEnded()
+
+
+async def test_ports_that_others_hold_are_passed_over_and_two_workers_never_share_one():
+    hive = FakeHive()
+    hive.node.taken_ports = {8081, 8083}
+    async with running(hive):
+        await hive.pool.spawn(SPEC)
+        await hive.pool.spawn(SPEC)
+        await settled()
+        assert [launch.port for launch in hive.node.launches] == [8082, 8084]
+        hive.node.taken_ports = set(range(8081, 8090))
+        with pytest.raises(NoPortLeft, match=r"8081-8089.*workers\.port_range"):
+            await hive.pool.spawn(SPEC)
+        assert len(hive.registry) == 2
+
+
+async def test_what_cannot_be_started_is_refused_and_leaves_nothing():
+    hive = FakeHive()
+    hive.library.missing = {"synthetic:gone"}
+    async with running(hive):
+        await hive.pool.spawn(replace(SPEC, alias="chat"))
+        with pytest.raises(ModelNotFound):
+            await hive.pool.spawn(replace(SPEC, model_ref="synthetic:gone"))
+        with pytest.raises(AliasInUse, match="synthetic:x"):
+            await hive.pool.spawn(replace(SPEC, model_ref="synthetic:y", alias="chat"))
+        with pytest.raises(InvalidField, match="looks like"):
+            await hive.pool.spawn(replace(SPEC, alias="w-12345678"))
+        with pytest.raises(InvalidField, match="no engine 'vllm'"):
+            await hive.pool.spawn(replace(SPEC, engine="vllm"))
+        assert len(hive.registry) == 1
+
+
+async def test_a_second_worker_of_the_same_model_may_share_the_alias():
+    async with running(FakeHive()) as hive:
+        await hive.pool.spawn(replace(SPEC, alias="chat"))
+        await hive.pool.spawn(replace(SPEC, alias="chat"))
+        assert len(hive.routes.candidates("chat")) == 2
+
+
+async def test_an_unknown_worker_is_not_found():
+    async with running(FakeHive()) as hive:
+        with pytest.raises(WorkerNotFound):
+            hive.pool.delete("w-nobody")
+
+
+class TestExternal:
+    async def test_a_worker_started_by_hand_is_registered_and_only_ever_removed(self):
+        async with running(FakeHive()) as hive:
+            await hive.pool.announce(ANYBODY, announcement("by-hand", "loading"))
+            record = await hive.pool.announce(ANYBODY, announcement("by-hand", "ready"))
+            assert (record.worker.state, record.worker.spec.external) == (S.READY, True)
+            hive.pool.delete("by-hand")
+            await until_gone(hive, record)
+            assert hive.node.launches == []
+
+    async def test_one_whose_process_ends_leaves_routing_at_once(self):
+        async with running(FakeHive()) as hive:
+            process = hive.node.add_other(1000)
+            record = await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            process.end(Exit(ExitReason.CRASHED))
+            await settled()
+            assert record.worker.state is S.FAILED
+            hive.pool.went_stale("by-hand")
+            await until_gone(hive, record)
+
+    async def test_one_that_is_started_again_under_its_id_takes_the_place_of_the_dead_one(self):
+        async with running(FakeHive()) as hive:
+            first = await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            second = await hive.pool.announce(ANYBODY, announcement("by-hand", "loading", pid=1001))
+            assert second is not first
+            assert (second.worker.pid, second.worker.state) == (1001, S.LOADING)
+
+    async def test_only_an_admin_may_register_one(self):
+        async with running(FakeHive()) as hive:
+            with pytest.raises(OlderIncarnation, match="ended"):
+                await hive.pool.announce(hive.speaker("w-unknown"), announcement("w-unknown"))
+            with pytest.raises(Forbidden):
+                await hive.pool.announce(auth.Principal(auth.Role.CLIENT), announcement("by-hand"))
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://127.0.0.1:1",
+            "http://127.0.0.1",
+            "http://127.0.0.1:1/x",
+            "http://127.0.0.1:99999",
+            "http://[::1",
+            "x",
+        ],
+    )
+    async def test_its_url_must_be_plain(self, url):
+        async with running(FakeHive()) as hive:
+            with pytest.raises(InvalidField, match="http://host:port"):
+                await hive.pool.announce(ANYBODY, announcement("by-hand", url=url))
+
+    async def test_its_name_may_not_be_an_alias_and_it_may_not_be_dead(self):
+        async with running(FakeHive()) as hive:
+            await hive.pool.spawn(replace(SPEC, alias="chat"))
+            with pytest.raises(WorkerIdInUse):
+                await hive.pool.announce(ANYBODY, announcement("chat"))
+            with pytest.raises(InvalidField):
+                await hive.pool.announce(ANYBODY, announcement("by-hand", "failed"))
+
+    async def test_a_hive_may_refuse_them_all(self):
+        options: PoolOptions = replace(FakeHive().options, allow_external=False)
+        async with running(FakeHive(options=options)) as hive:
+            with pytest.raises(Forbidden, match=r"workers\.allow_external"):
+                await hive.pool.announce(ANYBODY, announcement("by-hand"))
+
+
+class TestVoices:
+    async def test_another_workers_token_may_not_speak(self):
+        async with running(FakeHive()) as hive:
+            first, second = await ready_worker(hive), await ready_worker(hive)
+            with pytest.raises(Forbidden):
+                await hive.pool.announce(hive.speaker(second.worker_id), announcement(first.worker_id, "failed"))
+
+    async def test_the_anonymous_admin_may_not_speak_for_a_worker_of_the_hive(self):
+        async with running(FakeHive()) as hive:
+            record = await ready_worker(hive)
+            with pytest.raises(Forbidden):
+                await hive.pool.announce(ANYBODY, announcement(record.worker_id, "failed"))
+
+
+class TestStop:
+    async def test_all_workers_end_at_once_within_the_time(self):
+        async with running(FakeHive()) as hive:
+            for _ in range(5):
+                await ready_worker(hive)
+            start = anyio.current_time()
+            assert await hive.pool.stop(30.0) == []
+            assert anyio.current_time() - start < 1
+            assert all(process.signals == ["TERM"] for process in hive.node.processes)
+            with pytest.raises(ShuttingDown):
+                await hive.pool.spawn(SPEC)
+
+    async def test_requests_get_two_thirds_and_deaf_workers_are_killed_in_time(self):
+        hive = FakeHive()
+        hive.node.deaf = True
+        async with running(hive):
+            record = await ready_worker(hive)
+            hive.routes.acquire(record.worker_id)
+            start = anyio.current_time()
+            assert await hive.pool.stop(30.0) == []
+            assert anyio.current_time() - start == pytest.approx(20 + 7)
+            assert hive.node.processes[0].signals == ["TERM", "KILL"]
+
+    async def test_what_would_not_stop_is_named(self, monkeypatch):
+        hive = FakeHive()
+        hive.node.deaf = True
+        async with running(hive):
+            record = await ready_worker(hive)
+            process = hive.node.processes[0]
+            monkeypatch.setattr(process, "kill", lambda: process.signals.append("KILL"))
+            assert await hive.pool.stop(30.0) == [record.worker_id]
+
+    async def test_a_second_signal_waits_for_nobody(self):
+        async with running(FakeHive()) as hive:
+            record = await ready_worker(hive)
+            hive.routes.acquire(record.worker_id)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hive.pool.stop, 30.0)
+                await settled()
+                hive.pool.force_stop()
+            assert hive.node.processes[0].signals == ["KILL"]
+
+
+async def test_what_an_earlier_hive_left_is_ended_and_forgotten():
+    left = StoredWorker(replace(SPEC, worker_id="w-old"), 3, ProcessIdentity(77, 1, "boot"))
+    never_forked = StoredWorker(replace(SPEC, worker_id="w-early"), 1)
+    async with running(FakeHive(store=FakeStore([left, never_forked]))) as hive:
+        assert sorted(await hive.pool.end_leftovers()) == ["w-early", "w-old"]
+        assert hive.node.ended_leftovers == [left.identity]
+        assert sorted(hive.node.swept) == [("w-early", 1), ("w-old", 3)]
+        assert hive.store.rows == {}
