@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rbee.core.model_ref import BUILT_IN_ALIASES
 
 T = TypeVar("T")
 DEADLINE = 60.0
@@ -216,6 +219,14 @@ def running_hive(state_dir: Path, settings: dict[str, str] | None = None, **opti
     finally:
         if hive.process is not None:
             hive.end()
+
+
+def example_model() -> Path:
+    """The example model's file, found without importing its package."""
+    package, _, file = BUILT_IN_ALIASES["example"].removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, "the example model is not installed: make venv"
+    return Path(next(iter(spec.submodule_search_locations or []))) / file
 
 
 def clean_environ(added: dict[str, str] | None = None) -> dict[str, str]:
