@@ -29,7 +29,9 @@ class Address(NamedTuple):
     encrypted: bool = False
 
     def __str__(self) -> str:
-        return f"unix:{self.unix_socket}" if self.unix_socket else base_url(self.host, self.port)
+        if self.unix_socket:
+            return f"unix:{self.unix_socket}"
+        return base_url(self.host, self.port, "https" if self.encrypted else "http") + self.path
 
 
 class Answer(NamedTuple):
@@ -48,8 +50,8 @@ class Answer(NamedTuple):
             return None
 
 
-def base_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def base_url(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def parse_address(url: str) -> Address:

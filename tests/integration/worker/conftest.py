@@ -2,15 +2,14 @@
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import pytest
+
 from tests.integration.worker.real import DEADLINE, TOKEN, StartWorker, Worker, free_port
 from tests.integration.worker.stub_hive import Hives, StubHive
 
@@ -33,7 +32,12 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(
-        url: str, *arguments: str, engine: str = "synthetic", stderr: IO[bytes] | None = None, **environment: str
+        url: str,
+        *arguments: str,
+        engine: str = "synthetic",
+        stderr: IO[bytes] | None = None,
+        leads_session: bool = True,
+        **environment: str,
     ) -> Worker:
         number = len(started)
         log_path, exit_path = tmp_path / f"{number}.log", tmp_path / f"{number}.exit.json"
@@ -57,7 +61,7 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=stderr or log,
-                start_new_session=True,
+                start_new_session=leads_session,
             )
         started.append(process)
         return Worker(process, log_path, exit_path)
@@ -65,8 +69,7 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for process in started:
         if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # its engine goes with it
             process.wait(DEADLINE)
 
 

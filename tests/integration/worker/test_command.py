@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.integration.worker.real import ENGINE_KEY, StartWorker, alive, ask, wait_until
 from tests.integration.worker.stub_hive import StubHive
 

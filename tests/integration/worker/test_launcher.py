@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.worker.real import DEADLINE, alive, wait_until
 
 from rbee.worker import launcher
+from tests.integration.worker.real import DEADLINE, alive, wait_until
 
 LAUNCHER = launcher.__file__
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(3600)"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.integration.worker.real import DEADLINE, ENGINE_KEY, TOKEN, StartWorker, alive, ask, wait_until
 from tests.integration.worker.stub_hive import Hives, StubHive
 
@@ -243,6 +244,30 @@ def test_a_stranger_on_the_chosen_port_is_not_taken_for_the_engine(hive: StubHiv
         for thief in thieves:
             thief.shutdown()
             thief.server_close()
+
+
+def test_a_log_that_was_cut_still_tells_the_reason(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--", "--crash-after", "0.5")
+    hive.wait_state("ready")
+    os.truncate(worker.log_path, 0)
+    assert worker.wait_end() == 1
+    assert "as it was told to" in hive.wait_state("failed")["reason"]
+
+
+def test_under_a_hive_the_engine_stays_in_the_group_that_the_hive_ends(
+    hive: StubHive, start_worker: StartWorker
+) -> None:
+    worker = start_worker(hive.url)
+    assert os.getpgid(hive.wait_state("ready")["engine_pid"]) == worker.process.pid
+
+
+def test_by_hand_the_engine_is_out_of_reach_of_the_terminals_signals(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, leads_session=False)
+    engine = hive.wait_state("ready")["engine_pid"]
+    assert os.getpgid(engine) == engine
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.wait_end() == 0
+    assert not alive(engine)
 
 
 def test_a_signal_for_the_keeper_reaches_a_sleeping_one(hive: StubHive, start_worker: StartWorker) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.integration.worker.real import DEADLINE, ENGINE_KEY, StartWorker, Worker, alive, ask, free_port, wait_until
 from tests.integration.worker.stub_hive import StubHive
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.worker.real import DEADLINE, ENGINE_KEY, ask, free_port, wait_until
 
 from rbee.core.engine_args import parse
 from rbee.worker.engines.base import Plan
 from rbee.worker.engines.synthetic import Synthetic
+from tests.integration.worker.real import DEADLINE, ENGINE_KEY, ask, free_port, wait_until
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "one two three"}]}
 StartEngine = Callable[..., str]

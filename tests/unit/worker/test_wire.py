@@ -25,6 +25,11 @@ def test_addresses_are_read(url: str, expected: Address) -> None:
     assert parse_address(url) == expected
 
 
+@pytest.mark.parametrize("url", ["http://hive:9200", "https://hive:443/rbee", "http://[::1]:1", "unix:/a b.sock"])
+def test_an_address_is_shown_as_it_was_given(url: str) -> None:
+    assert str(parse_address(url)) == url
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:9200", "http:///x", "ftp://x", "unix:x", "http://x?y", "http://x#y", "http://x:y", "http://x/ü"],
