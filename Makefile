@@ -28,7 +28,7 @@ test: check ## Everything that must pass: check, then all tests
 
 bench: ## Measure, and print the table
 	@scripts/venv dev
-	$(PY) bench/main.py
+	$(PY) -m bench.main
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

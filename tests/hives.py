@@ -68,17 +68,20 @@ class Hive:
             argv += ["--set", f"{key}={value}"]
         return argv
 
-    def start(self, *, ready: bool = True) -> "Hive":
+    def start(self) -> "Hive":
+        self.launch()
+        self.port = wait_for(self._listening, "the hive listens")
+        wait_for(lambda: self.get("/readyz").status == 200, "the hive is ready")
+        return self
+
+    def launch(self) -> None:
+        """Start the process and wait for nothing."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=clean_environ(self.environ)
             )
-        self.port = wait_for(self._listening, "the hive listens")
-        if ready:
-            wait_for(lambda: self.get("/readyz").status == 200, "the hive is ready")
-        return self
 
     @property
     def host(self) -> str:

@@ -1,0 +1,189 @@
+"""Every family is there from the first scrape, and each counts what it says."""
+
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Telemetry
+from rbee.core.liveness import seen
+from rbee.core.usage import Usage
+from rbee.core.worker import Worker, WorkerSpec, WorkerState
+from rbee.hive.journal import Transition
+from rbee.hive.registry import Record, Registry
+from rbee.observability.metrics import SHOWN_STATES, MachineReading, Metrics, Sources
+
+pytestmark = pytest.mark.anyio
+S = WorkerState
+USAGE = Usage("r-1", "synthetic:x", "w-1", "/v1/chat/completions", 200, True, 0.5, 1.0, 3.0, 0.0002, 7, 40, 2)
+
+
+@pytest.fixture
+def scene():
+    return Scene()
+
+
+class Scene:
+    def __init__(self):
+        self.registry, self.metrics, self.busy = Registry(), Metrics("1.2.3"), {}
+        self.metrics.watch(
+            Sources(
+                registry=self.registry,
+                in_flight_of=lambda worker_id: self.busy.get(worker_id, 0),
+                queue_depth=lambda: {"synthetic:x": 3},
+                in_flight=lambda: {"synthetic:x": 2},
+                illegal_events=lambda: 1,
+                machine=lambda: MachineReading(1, 2, 3, 4),
+            )
+        )
+
+    def add(self, worker_id, state=S.READY, **changes):
+        worker = Worker(WorkerSpec(worker_id, "synthetic:x"), state=state, restart_count=2)
+        record = Record(worker, seen(0.0, 60.0), datetime.now(UTC), **changes)
+        self.registry.add(record)
+        return record
+
+    def samples(self):
+        body, content_type = self.metrics.page("text/plain")
+        assert content_type.startswith("text/plain; version=")
+        found = {}
+        for family in text_string_to_metric_families(body.decode()):
+            for sample in family.samples:
+                found[sample.name, *sorted(sample.labels.items())] = sample.value
+        return found
+
+    def happened(self, before, after, event="Exited", **changes):
+        self.metrics.transition(
+            Transition(1, datetime.now(UTC), "w-1", "synthetic:x", 1, event, before, after, "", 1.5, **changes)
+        )
+
+
+FAMILIES = {
+    "rbee_hive_build_info",
+    "rbee_hive_workers_total",
+    "rbee_hive_workers_failed_health_checks",
+    "rbee_hive_workers_restart_count",
+    "rbee_hive_workers_stale",
+    "rbee_hive_worker_exits",
+    "rbee_hive_memory_available_bytes",
+    "rbee_hive_memory_total_bytes",
+    "rbee_hive_disk_available_bytes",
+    "rbee_hive_disk_total_bytes",
+    "rbee_hive_worker_memory_bytes",
+    "rbee_hive_worker_vram_bytes",
+    "rbee_hive_worker_heartbeat_age_seconds",
+    "rbee_hive_worker_slots_busy",
+    "rbee_hive_model_load_seconds",
+    "rbee_hive_inference_requests",
+    "rbee_hive_inference_duration_seconds",
+    "rbee_hive_inference_time_to_first_token_seconds",
+    "rbee_hive_inference_tokens_per_second",
+    "rbee_hive_inference_queue_seconds",
+    "rbee_hive_inference_tokens",
+    "rbee_hive_illegal_events",
+    "rbee_hive_gateway_overhead_seconds",
+    "rbee_hive_queue_depth",
+    "rbee_hive_requests_in_flight",
+    "rbee_hive_workers_graceful_shutdown",
+    "rbee_hive_workers_force_killed",
+}
+
+
+async def test_every_family_is_there_before_anything_has_happened(scene):
+    body, _ = scene.metrics.page("")
+    created = {name for name in _families(body) if name.endswith("_created")}
+    assert _families(body) - created == FAMILIES
+
+
+def _families(body):
+    return {family.name for family in text_string_to_metric_families(body.decode())}
+
+
+async def test_the_states_are_counted_with_their_zeroes(scene):
+    scene.add("w-1")
+    scene.add("w-2")
+    scene.add("w-3", S.FAILED)
+    scene.busy["w-2"] = 1
+    samples = scene.samples()
+    counted = {
+        state: samples["rbee_hive_workers_total", ("backend", "cpu"), ("device", "0"), ("state", state)]
+        for state in SHOWN_STATES
+    }
+    assert counted == {**dict.fromkeys(SHOWN_STATES, 0), "idle": 1, "busy": 1, "failed": 1}
+    assert samples["rbee_hive_workers_restart_count",] == 6
+
+
+async def test_the_series_of_a_worker_go_with_it(scene):
+    scene.add("w-1", telemetry=Telemetry(rss_bytes=5), healthy=False)
+    labels = (("model", "synthetic:x"), ("worker_id", "w-1"))
+    samples = scene.samples()
+    assert samples["rbee_hive_worker_memory_bytes", *labels] == 5
+    assert samples["rbee_hive_workers_failed_health_checks",] == 1
+    assert ("rbee_hive_worker_vram_bytes", *labels) not in samples
+    scene.registry.remove("w-1")
+    assert not any(("worker_id", "w-1") in key for key in scene.samples())
+
+
+async def test_what_the_gateway_and_the_machine_say_is_shown(scene):
+    samples = scene.samples()
+    assert samples["rbee_hive_queue_depth", ("model", "synthetic:x")] == 3
+    assert samples["rbee_hive_requests_in_flight", ("model", "synthetic:x")] == 2
+    assert samples["rbee_hive_illegal_events_total",] == 1
+    assert samples["rbee_hive_memory_available_bytes",] == 1
+    assert samples["rbee_hive_disk_total_bytes",] == 4
+
+
+@pytest.mark.parametrize(
+    ("exit_", "graceful", "killed"),
+    [
+        (Exit(ExitReason.STOPPED, code=0), 1, 0),
+        (Exit(ExitReason.STOPPED, signal_number=9), 0, 1),
+        (Exit(ExitReason.STALE, signal_number=9), 0, 1),
+        (Exit(ExitReason.CRASHED, signal_number=9), 0, 0),
+        (Exit(ExitReason.CRASHED, code=1), 0, 0),
+    ],
+)
+async def test_an_end_is_counted_by_its_reason_and_by_how_it_came(scene, exit_, graceful, killed):
+    scene.happened(S.STOPPING, S.GONE, exit=exit_)
+    samples = scene.samples()
+    assert samples["rbee_hive_worker_exits_total", ("reason", str(exit_.reason))] == 1
+    assert sum(value for key, value in samples.items() if key[0] == "rbee_hive_worker_exits_total") == 1
+    assert samples["rbee_hive_workers_graceful_shutdown_total",] == graceful
+    assert samples["rbee_hive_workers_force_killed_total",] == killed
+
+
+async def test_a_load_is_timed_from_loading_to_ready(scene):
+    scene.happened(S.LOADING, S.LOADING, "AnnouncedLoading")
+    scene.happened(S.LOADING, S.READY, "AnnouncedReady")
+    samples = scene.samples()
+    assert samples["rbee_hive_model_load_seconds_count", ("model", "synthetic:x")] == 1
+    assert samples["rbee_hive_model_load_seconds_sum", ("model", "synthetic:x")] == 1.5
+
+
+async def test_a_stale_worker_is_counted_once(scene):
+    scene.happened(S.READY, S.STOPPING, "WentStale")
+    scene.happened(S.STOPPING, S.FAILED, exit=Exit(ExitReason.STALE, signal_number=9))
+    assert scene.samples()["rbee_hive_workers_stale_total",] == 1
+
+
+async def test_a_request_is_counted_with_its_tokens_and_times(scene):
+    scene.metrics.used(USAGE)
+    samples = scene.samples()
+    model = ("model", "synthetic:x")
+    request = ("endpoint", "/v1/chat/completions"), model, ("status", "200")
+    assert samples["rbee_hive_inference_requests_total", *request] == 1
+    kinds = {
+        kind: samples["rbee_hive_inference_tokens_total", ("kind", kind), model] for kind in ("prompt", "generated")
+    }
+    assert kinds == {"prompt": 7, "generated": 40}
+    assert samples["rbee_hive_inference_time_to_first_token_seconds_sum", model] == 1.0
+    assert samples["rbee_hive_inference_tokens_per_second_sum", model] == 20
+    assert samples["rbee_hive_inference_queue_seconds_sum", model] == 0.5
+    assert samples["rbee_hive_gateway_overhead_seconds_sum",] == 0.0002
+
+
+async def test_openmetrics_is_given_where_it_is_asked_for(scene):
+    body, content_type = scene.metrics.page("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
