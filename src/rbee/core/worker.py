@@ -267,7 +267,8 @@ def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
     if worker.state is S.STOPPING:
         return worker, ()
     # No reason yet: its keeper is about to say it, and knows more than that there is no engine any more.
-    return _stopping(replace(worker, ending=worker.ending or ExitReason.CRASHED), AwaitExit())
+    stopping, commands = _stopping(replace(worker, ending=worker.ending or ExitReason.CRASHED), AwaitExit())
+    return replace(stopping, message="Its engine ended; its keeper is about to say why."), commands
 
 
 def _exited(worker: Worker, event: Exited) -> Step:
@@ -315,13 +316,18 @@ def _starting(worker: Worker, message: str) -> Step:
 
 
 def _stopping(worker: Worker, *commands: Command) -> Step:
-    why = f" ({worker.ending_reason})" if worker.ending_reason else ""
-    return replace(worker, state=S.STOPPING, message=f"Ending: {worker.ending}{why}."), commands
+    return replace(worker, state=S.STOPPING, message=f"Being ended{_why(worker)}."), commands
 
 
 def _draining(worker: Worker) -> Step:
-    message = f"Ending once its requests have ended: {worker.ending}."
+    message = f"Out of routing; its requests may end, then it is ended{_why(worker)}."
     return replace(worker, state=S.DRAINING, message=message), (WaitForDrain(),)
+
+
+def _why(worker: Worker) -> str:
+    if worker.ending is ExitReason.STOPPED and not worker.ending_reason:
+        return " and started again, as asked" if worker.again else " as asked"
+    return f": {worker.ending_reason.rstrip('.') or worker.ending}"
 
 
 def _went_stale(worker: Worker, event: WentStale) -> Step:
