@@ -2,9 +2,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tests.integration.gateway.stubs import close_house, open_house
 
 from rbee.core.auth import AuthPolicy
+from tests.integration.gateway.stubs import close_house, open_house
 
 
 @pytest.fixture

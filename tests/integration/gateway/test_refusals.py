@@ -4,10 +4,10 @@ import asyncio
 import random
 
 import pytest
-from tests.integration.gateway.stubs import get, post, until
 
 from rbee.core.auth import AuthPolicy, Principal, Role, digest
 from rbee.core.routing import Standing
+from tests.integration.gateway.stubs import get, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a"}

@@ -5,6 +5,7 @@ import json
 import socket
 
 import pytest
+
 from tests.integration.gateway.stubs import get, post, until
 
 pytestmark = pytest.mark.anyio
