@@ -129,7 +129,8 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
         "--port": launch.port,
         "--port-last": launch.port_last,
         "--callback-url": launch.callback_url,
-        "--engine": spec.engine,
+        # A name of the settings file is a command; the keeper knows kinds, not names.
+        "--engine": "command" if launch.engine.command else spec.engine,
         "--ctx-size": spec.ctx_size,
         "--slots": spec.slots,
         "--heartbeat-interval": launch.heartbeat_interval,
