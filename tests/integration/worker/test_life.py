@@ -127,7 +127,7 @@ def test_no_port_left_ends_the_worker_with_the_range_in_its_reason(hive: StubHiv
 def test_a_stop_lets_the_running_stream_end_first(
     hive: StubHive, start_worker: StartWorker, number: signal.Signals
 ) -> None:
-    worker = start_worker(hive.url, "--heartbeat-interval", "0.1", *SLOW)
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1", "--drain-timeout", "600", *SLOW)
     with open_stream(hive.wait_state("ready")["url"], tokens=20) as stream:
         worker.process.send_signal(number)
         wait_until(lambda: "Draining" in worker.log, "the drain")

@@ -43,9 +43,9 @@ def test_a_whole_life_with_the_real_model(hive: StubHive, start_worker: StartWor
 
 
 def test_a_stop_lets_a_real_stream_end_first(hive: StubHive, start_worker: StartWorker, example_model: str) -> None:
-    worker = start_worker(hive.url, "--model", example_model, *SMALL, engine="llama-cpp")
+    worker = start_worker(hive.url, "--model", example_model, *SMALL, "--drain-timeout", "600", engine="llama-cpp")
     url = hive.wait_state("ready")["url"]
-    body = json.dumps({**CHAT, "max_tokens": 200, "stream": True, "ignore_eos": True}).encode()
+    body = json.dumps({**CHAT, "max_tokens": 60, "stream": True, "ignore_eos": True}).encode()
     headers = {"Authorization": f"Bearer {ENGINE_KEY}"}
     request = urllib.request.Request(url + "/v1/chat/completions", body, headers)
     with urllib.request.urlopen(request, timeout=DEADLINE) as stream:
