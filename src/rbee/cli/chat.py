@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rbee.cli.client import Hive
-from rbee.cli.workers import COMING, READY, Record, canonical, changes_until, listed, named
+from rbee.cli.workers import COMING, READY, Record, canonical, changes_until_ready, listed, named
 
 Message = dict[str, str]
 
@@ -80,7 +80,7 @@ def ensure_loaded(hive: Hive, model: str) -> None:
         return
     coming = [worker for worker in workers if worker["state"] in COMING]
     worker = coming[0] if coming else hive.call("POST", "/v1/workers/spawn", {"model_ref": model})
-    for changed in changes_until(hive, worker["worker_id"], READY.__contains__):
+    for changed in changes_until_ready(hive, worker["worker_id"]):
         tell(changed)
 
 

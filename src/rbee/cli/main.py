@@ -122,7 +122,7 @@ def spawn(hive: Hive, as_json: bool, wait: bool, model: str, engine_args: tuple[
     body = {"model_ref": model, "engine_args": list(engine_args) or None, **fields}
     worker = hive.call("POST", "/v1/workers/spawn", {name: value for name, value in body.items() if value is not None})
     if wait:
-        for changed in workers.changes_until(hive, worker["worker_id"], workers.READY.__contains__):
+        for changed in workers.changes_until_ready(hive, worker["worker_id"]):
             chat.tell(changed)
             worker = changed
     if as_json:

@@ -1,7 +1,7 @@
 """Workers as the command line speaks of them: found by id, alias or model; waited for; written as a line of a table."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -42,8 +42,8 @@ def canonical(name: str) -> str:
         return name
 
 
-def changes_until(hive: Hive, worker_id: str, reached: Callable[[str], bool]) -> Iterator[Record]:
-    """The worker's record at each change of its state or message, until *reached* says yes to its state.
+def changes_until_ready(hive: Hive, worker_id: str) -> Iterator[Record]:
+    """The worker's record at each change of its state or message, until it is ready.
 
     Raises ClickException, with the worker's own message, when it failed, and Refused (404) when it is gone.
     """
@@ -51,23 +51,26 @@ def changes_until(hive: Hive, worker_id: str, reached: Callable[[str], bool]) ->
     while True:
         worker: Record = hive.get(worker_path(worker_id))
         state = worker["state"]
+        if state == "failed":
+            raise click.ClickException(f"{worker_id} failed: {reason(worker)}")
         if (state, worker.get("message")) != seen:
             seen = (state, worker.get("message"))
             yield worker
-        if reached(state):
+        if state in READY:
             return
-        if state == "failed":
-            raise click.ClickException(f"{worker_id} failed: {reason(worker)}")
         time.sleep(POLL_INTERVAL)
 
 
 def wait_gone(hive: Hive, worker_id: str) -> None:
-    try:
-        for _ in changes_until(hive, worker_id, lambda state: False):
-            continue
-    except Refused as error:
-        if error.status != 404:
+    """Return when the hive does not know it any more."""
+    while True:
+        try:
+            hive.get(worker_path(worker_id))
+        except Refused as error:
+            if error.status == 404:
+                return
             raise
+        time.sleep(POLL_INTERVAL)
 
 
 def reason(worker: Record) -> str:

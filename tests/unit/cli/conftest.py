@@ -55,6 +55,8 @@ class StubHive:
         self.states_of_new = ["starting", "loading", "idle"]
         self.message_of_new = ""
         self.answer: Iterator[bytes] | list[bytes] = [sse(piece("Hel"), piece("lo"), "[DONE]")]
+        self.linger = 0
+        """How many more times a deleted worker is still there when it is looked at."""
         self.hold = threading.Event()
         self.hold.set()
 
@@ -91,15 +93,22 @@ class StubHive:
         if path.endswith("/logs"):
             return 200, [sse("line 1", "line 2")] if follow else "line 1\nline 2\n"
         if method == "DELETE":
-            self.workers.remove(worker)
+            worker["_looks_left"] = self.linger
+            self.drop_ended()
             return 202, {"worker_id": worker_id}
+        if "_looks_left" in worker:
+            worker["_looks_left"] -= 1
+            self.drop_ended()
         worker["state"] = next(worker.get("_states", iter(())), worker["state"])
         return 200, shown(worker)
 
+    def drop_ended(self) -> None:
+        self.workers = [worker for worker in self.workers if worker.get("_looks_left", 1) > 0]
+
 
 def shown(worker: dict) -> dict:
-    """The record without what only the stub needs: ``_states``, those that it takes from look to look."""
-    return {key: value for key, value in worker.items() if key != "_states"}
+    """The record without what only the stub needs, such as ``_states``, those that it takes from look to look."""
+    return {key: value for key, value in worker.items() if not key.startswith("_")}
 
 
 def refusal(code: str, message: str) -> dict:

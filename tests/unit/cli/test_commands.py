@@ -158,7 +158,7 @@ def test_spawn_that_fails_ends_with_the_reason_of_the_worker(rbee, hive):
     hive.states_of_new, hive.message_of_new = ["starting", "failed"], "out of memory"
     result = rbee("spawn", "example", "--wait")
     assert result.exit_code == 1
-    assert "w-new failed: out of memory" in result.stderr
+    assert result.stderr == "Error: w-new failed: out of memory\n"
 
 
 @pytest.mark.parametrize("name", ["w-1", "chat", "example"])
@@ -174,6 +174,13 @@ def test_stop_all_stops_all_by_force(rbee, hive, worker):
     assert json.loads(rbee("stop", "all", "--force", "--json").stdout) == {"stopped": ["w-1", "w 2/x"]}
     paths = [path for method, path, _ in hive.calls if method == "DELETE"]
     assert paths == ["/v1/workers/w-1?force=true", "/v1/workers/w%202%2Fx?force=true"]
+
+
+def test_stop_waits_for_a_failed_worker_too(rbee, hive, worker):
+    hive.workers = [worker(state="failed")]
+    hive.linger = 2
+    assert rbee("stop", "w-1", "--wait").stdout == "w-1 stopped\n"
+    assert [method for method, path, _ in hive.calls if path == "/v1/workers/w-1"] == ["DELETE", "GET", "GET", "GET"]
 
 
 def test_stop_of_all_of_none_is_fine(rbee):
