@@ -154,6 +154,7 @@ def test_a_restart_by_hand_ends_it_and_starts_the_next_incarnation():
 def test_a_delete_wins_over_a_restart_that_was_asked_for_before():
     draining, _ = advance(worker(S.READY), ev.RestartRequested(), 1.0)
     ended, _ = advance(draining, ev.EndRequested(), 1.5)
+    assert not ended.again
     with pytest.raises(IllegalTransition, match="being ended"):
         advance(ended, ev.RestartRequested(), 1.6)
     stopping, _ = advance(ended, ev.DrainEnded(), 2.0)
