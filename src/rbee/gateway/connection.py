@@ -55,6 +55,7 @@ class ClientConnection:
         self._left = left
         self._phase = Phase.HEAD
         self._buffer = b""
+        self._scanned = 0
         self._deadline = NEVER
         self._advancing = False
         self._reading_paused = self._writing_paused = False
@@ -111,8 +112,6 @@ class ClientConnection:
         if exchange is not None:
             exchange.client_gone()
         self.drop_body()
-        self._clear()
-        self._buffer = b""
         self._left(self)
 
     # reading requests
@@ -153,16 +152,20 @@ class ClientConnection:
             (self._transport.pause_reading if full else self._transport.resume_reading)()
 
     def _read_head(self) -> bool:
-        while self._buffer.startswith(b"\r\n"):
+        if self._buffer.startswith(b"\r\n"):
             self._buffer = self._buffer[2:]
         limit = self._door.options.max_header
-        end = self._buffer.find(b"\r\n\r\n", 0, limit)
+        # A head that comes byte by byte is looked through once, not once a byte.
+        start = max(0, self._scanned - 3)
+        end = self._buffer.find(b"\r\n\r\n", start, limit)
         if end < 0:
-            if is_hopeless(self._buffer[:limit]):
+            if is_hopeless(self._buffer, start, limit):
                 raise MalformedRequest("The request is not HTTP/1.1.")
             if len(self._buffer) >= limit:
                 raise HeaderTooLarge(f"The header is larger than {limit} bytes (gateway.max_header).")
+            self._scanned = len(self._buffer)
             return False
+        self._scanned = 0
         raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
         head = self._head = parse_head(raw)
         self._request_id = rewrite.request_id(head.fields.get(b"x-request-id"))
@@ -224,7 +227,7 @@ class ClientConnection:
 
     def begin(self, status: int, fields: rewrite.Fields, length: int | None) -> None:
         head = self._head
-        self._bodyless = status in (204, 304) or (head is not None and head.method == b"HEAD")
+        self._bodyless = head is not None and head.method == b"HEAD"
         lines = [*fields]
         if length is not None:
             if status not in (204, 304):

@@ -122,6 +122,9 @@ def _complain(raw: bytes) -> NoReturn:
     raise MalformedRequest("A header line is not 'name: value' on one line without control characters.")
 
 
-def is_hopeless(part: bytes) -> bool:
-    """Whether the beginning of a head already holds a byte that no head may hold (a bare line feed, for one)."""
-    return _PREMATURE.search(part) is not None
+def is_hopeless(part: bytes, start: int, end: int) -> bool:
+    """Whether *part*, the beginning of a head, holds a byte that no head may hold (a bare line feed, for one).
+
+    It is looked for between *start* and *end*.
+    """
+    return _PREMATURE.search(part, start, end) is not None

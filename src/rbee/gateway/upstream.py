@@ -98,6 +98,8 @@ class Upstream(asyncio.Protocol):
 
     def resume(self) -> None:
         self._paused = False
+        # The silence until now was the client's, not the upstream's.
+        self.heard_at = perf_counter()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

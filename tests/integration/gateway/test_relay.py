@@ -172,6 +172,19 @@ async def test_chunked_request_is_put_together(house, cuts):
     assert "x-trailer" not in worker.calls[0].request.headers
 
 
+async def test_requests_that_come_byte_by_byte_are_read(house):
+    worker = await house.worker()
+    client = await house.client()
+    client.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    raw = b"\r\n" + post(CHAT) + b"\r\n" + get("/livez")
+    for at in range(len(raw)):
+        client.send(raw[at : at + 1])
+        await asyncio.sleep(0.0005)
+    assert (await client.answer()).status == 200
+    assert (await client.answer()).json() == {"status": "alive"}
+    assert worker.bodies == [json.dumps(CHAT).encode()]
+
+
 async def test_expected_100_is_given_before_the_body(house):
     await house.worker()
     head, _, body = post(CHAT, "/v1/completions", "Expect: 100-continue").partition(b"\r\n\r\n")

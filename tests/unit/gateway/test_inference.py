@@ -1,0 +1,188 @@
+"""Any story of one request: however workers, routes, time and client behave, it ends once and holds nothing after."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rbee.core.auth import AuthPolicy
+from rbee.core.routing import Route, RouteTable, Standing
+from rbee.gateway.door import FrontDoor
+from rbee.gateway.exchange import now
+from rbee.gateway.head import parse_head
+from rbee.gateway.inference import Inference, Phase
+from rbee.gateway.options import GatewayOptions
+from rbee.gateway.upstream import AnswerHead
+
+HEAD = parse_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n")
+SSE = [(b"Content-Type", b"text/event-stream")]
+JSON = [(b"Content-Type", b"application/json")]
+
+
+class FakeUpstream:
+    """Somebody who was asked. It must not speak to who has left it."""
+
+    paused = False
+
+    def __init__(self, asker):
+        self.asker = asker
+        self.heard_at = now()
+        self.open = True
+
+    def abandon(self):
+        assert self.open
+        self.open = False
+
+    def pause(self): ...
+    def resume(self): ...
+
+
+class FakePool:
+    def __init__(self):
+        self.asked: list[FakeUpstream] = []
+
+    def ask(self, address, request, asker, *, fresh=False):
+        assert not any(upstream.open for upstream in self.asked), "two workers at once"
+        self.asked.append(FakeUpstream(asker))
+        return self.asked[-1]
+
+    def retain(self, addresses): ...
+
+
+class FakeClient:
+    """Checks the order of what it is told: a head, pieces, one end, and nothing after it."""
+
+    origin = None
+
+    def __init__(self):
+        self.begun = self.gone = False
+        self.ends = 0
+        self.refused = None
+
+    def begin(self, status, fields, length):
+        assert not self.begun
+        self.begun = True
+
+    def send(self, data, *, done=False):
+        assert self.begun
+        assert not self.ends
+        self.ends += done
+
+    def refuse(self, error):
+        assert not self.begun
+        assert not self.ends
+        self.refused = error
+        self.ends += 1
+
+    def close_after(self): ...
+
+    def abort(self):
+        assert self.begun
+        self.ends += 1
+
+    def drop_body(self): ...
+
+
+class Story:
+    def __init__(self, head, *, stream: bool, standing: Standing):
+        self.usages = []
+        self.routes = RouteTable()
+        options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
+        self.door = FrontDoor(
+            options, self.routes, AuthPolicy({}, b""), self.usages.append, "1", lambda work, then: then(work)
+        )
+        self.pool = self.door.pool = FakePool()
+        self.client = FakeClient()
+        self.place("w1", standing)
+        self.request = Inference(self.door, self.client, head, "id-1")
+        self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
+        self.passed = 0.0
+
+    def place(self, name, standing):
+        self.routes.publish(Route(name, "m", standing=standing, host="h", port=1))
+
+    @property
+    def over(self) -> bool:
+        return bool(self.client.ends) or self.client.gone
+
+    def take(self, step):
+        name, argument = step
+        getattr(self, f"step_{name}")(argument)
+
+    def worker(self) -> FakeUpstream | None:
+        return next((upstream for upstream in self.pool.asked if upstream.open), None)
+
+    def step_route(self, argument):
+        self.place(*argument)
+
+    def step_withdraw(self, name):
+        self.routes.withdraw(name)
+
+    def step_head(self, argument):
+        status, fields, length, done = argument
+        upstream = self.worker()
+        if upstream is not None and self.request._phase is Phase.ASKED:
+            upstream.open = not done
+            upstream.asker.answered(AnswerHead(status, fields, length), b"x", done)
+
+    def step_data(self, done):
+        upstream = self.worker()
+        if upstream is not None and self.request._phase is Phase.ANSWERING:
+            upstream.open = not done
+            upstream.asker.answered(None, b"y", done)
+
+    def step_lost(self, stale):
+        upstream = self.worker()
+        if upstream is not None:
+            upstream.open = False
+            upstream.asker.lost("gone", stale and self.request._phase is Phase.ASKED)
+
+    def step_time(self, seconds):
+        self.passed += seconds
+        self.request.tick(now() + self.passed)
+
+    def step_close(self, _):
+        self.door.closing = True
+
+    def step_leave(self, _):
+        self.client.gone = True
+        self.request.client_gone()
+
+
+_standings = st.sampled_from(Standing)
+_workers = st.sampled_from(["w1", "w2"])
+_heads = st.tuples(
+    st.sampled_from([200, 200, 400, 503]), st.sampled_from([SSE, JSON]), st.sampled_from([None, 9]), st.booleans()
+)
+_steps = st.one_of(
+    st.tuples(st.just("route"), st.tuples(_workers, _standings)),
+    st.tuples(st.just("withdraw"), _workers),
+    st.tuples(st.just("head"), _heads),
+    st.tuples(st.just("data"), st.booleans()),
+    st.tuples(st.just("lost"), st.booleans()),
+    st.tuples(st.just("time"), st.sampled_from([0.3, 6.0, 16.0, 41.0, 61.0])),
+    st.tuples(st.sampled_from(["close", "leave"]), st.none()),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.booleans(), _standings, st.lists(_steps, max_size=10))
+def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
+    story = Story(HEAD, stream=stream, standing=standing)
+    for step in steps:
+        if story.over:
+            break
+        story.take(step)
+        held = sum(route.in_flight for route in story.routes) + sum(story.routes._left_in_flight.values())
+        assert held == (story.worker() is not None)
+        assert len(story.usages) == story.over
+    if not story.over:
+        story.take(("leave", None))
+    assert story.client.ends + story.client.gone == 1
+    assert story.worker() is None
+    assert not any(route.in_flight for route in story.routes)
+    assert not story.routes._left_in_flight
+    assert not story.door.room
+    assert len(story.usages) == 1
+    # What comes late finds nobody: no second end, no second usage.
+    story.request.client_gone()
+    story.routes.changed()
+    assert len(story.usages) == 1
