@@ -13,21 +13,20 @@ FIRST_BYTES: Final = 4096
 LAST_BYTES: Final = 8192
 _SLACK_BYTES: Final = 3 * LAST_BYTES
 
-# A quote inside a JSON string is escaped, so these can only be keys.
-_USAGE: Final = re.compile(r'(?<!\\)"usage"\s*:\s*(?=\{)')
-_TIMINGS: Final = re.compile(r'(?<!\\)"timings"\s*:\s*(?=\{)')
+_VALUE: Final = re.compile(r"\s*:\s*(?=\{)")
 _JSON: Final = json.JSONDecoder()
 
 
 class Sample:
     """The first and the last bytes of one answer."""
 
-    __slots__ = ("_last", "_size", "first")
+    __slots__ = ("_joined", "_last", "_size", "first")
 
     def __init__(self) -> None:
         self.first = b""
         self._last: list[bytes] = []
         self._size = 0
+        self._joined = False
 
     def add(self, data: bytes) -> None:
         if len(self.first) < FIRST_BYTES:
@@ -38,6 +37,12 @@ class Sample:
             # Joined now and then, not with every chunk of a stream.
             self._last = [self.last]
             self._size = len(self._last[0])
+            self._joined = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ``last`` is all of the answer."""
+        return self._size <= LAST_BYTES and not self._joined
 
     @property
     def last(self) -> bytes:
@@ -55,24 +60,31 @@ class Tokens:
 
 def count(sample: Sample) -> Tokens:
     """The counts that the answer itself tells: ``usage``, else llama.cpp's ``timings``."""
-    first = sample.first.decode("utf-8", "replace")
     last = sample.last.decode("utf-8", "replace")
-    usage: dict[str, Any] = {}
     # Anthropic's streams tell the prompt's tokens at their start and the generated ones at their end.
-    for value in (*_objects(_USAGE, first), *_objects(_USAGE, last)):
+    first = "" if sample.is_whole else sample.first.decode("utf-8", "replace")
+    usage: dict[str, Any] = {}
+    for value in (*_objects('"usage"', first), *_objects('"usage"', last)):
         usage |= value
     if usage:
         return _of_usage(usage)
     timings: dict[str, Any] = {}
-    for value in _objects(_TIMINGS, last):
+    for value in _objects('"timings"', last):
         timings = value
     return _of_timings(timings)
 
 
-def _objects(key: re.Pattern[str], text: str) -> Iterator[dict[str, Any]]:
-    for match in key.finditer(text):
+def _objects(key: str, text: str) -> Iterator[dict[str, Any]]:
+    """All objects that are the value of *key*, in order."""
+    end = 0
+    while (start := text.find(key, end)) >= 0:
+        end = start + len(key)
+        match = _VALUE.match(text, end)
+        # A quote inside a JSON string is escaped: without a backslash before it, it is a key's.
+        if match is None or text[start - 1 : start] == "\\":
+            continue
         try:
-            value, _ = _JSON.raw_decode(text, match.end())
+            value, end = _JSON.raw_decode(text, match.end())
         except (ValueError, RecursionError):
             continue
         yield value

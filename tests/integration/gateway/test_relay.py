@@ -312,6 +312,7 @@ async def test_upstream_that_says_close_is_not_asked_again_on_that_connection(ho
         client.post(CHAT)
         assert (await client.answer()).body == b"ok"
     assert worker.connections == (2 if "close" in line else 1)
+    assert len(worker.calls) == 2
 
 
 async def test_upstream_that_says_more_than_its_answer_is_not_asked_again_on_that_connection(house):
