@@ -3,7 +3,7 @@
 
 PY := .venv/bin/python
 PORT ?= 9200
-export PORT ONCE PYTHON
+export PORT ONCE LOG PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench lock clean
@@ -11,7 +11,7 @@ export PORT ONCE PYTHON
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-run: ## Start a hive, load the example model and ask it (PORT=9300: another port; ONCE=1: end after the answer)
+run: ## Start a hive, load the example model and ask it (PORT=9300: another port; ONCE=1: end after the answer; LOG=info: the hive's log)
 	@scripts/venv run
 	@exec $(PY) scripts/quickstart
 

@@ -151,7 +151,6 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.LOADING, AnnouncedLoading): frozenset({S.LOADING}),
     (S.LOADING, AnnouncedReady): frozenset({S.READY}),
     (S.LOADING, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
-    (S.LOADING, EngineExited): frozenset({S.STOPPING}),
     (S.LOADING, Exited): frozenset({S.BACKOFF, S.FAILED}),
     (S.LOADING, WentStale): frozenset({S.STOPPING, S.GONE}),
     (S.LOADING, Condemned): frozenset({S.STOPPING}),

@@ -249,7 +249,8 @@ class Supervisor:
         if engine is not None:
             await engine.wait()
         ended_by_itself = self.worker.incarnation == incarnation and self.worker.engine_pid == pid
-        if ended_by_itself and self.worker.state in (WorkerState.LOADING, WorkerState.READY, WorkerState.DRAINING):
+        # While it loads nothing is routed to it, and its keeper may try another port with another engine.
+        if ended_by_itself and self.worker.state in (WorkerState.READY, WorkerState.DRAINING):
             self.fire(events.EngineExited())
 
     def _watch_external(self) -> None:

@@ -104,7 +104,7 @@ class Reporter:
             return
         if answer.ok:
             self._told(announcement)
-            self._accepted(answer)
+            self._accepted(announcement, answer)
             return
         code, message = error_of(answer)
         if code == "older_incarnation":
@@ -137,7 +137,7 @@ class Reporter:
         if not self._registered and self._plan.orphaned(started):
             self._post(Orphaned(self._plan.orphan_timeout))
 
-    def _accepted(self, answer: Answer) -> None:
+    def _accepted(self, announcement: Announcement, answer: Answer) -> None:
         interval = seconds_in(answer, "heartbeat_interval")
         if interval is not None and not self._fixed_interval:
             self._plan.interval = interval
@@ -149,6 +149,9 @@ class Reporter:
             self._post(Registered(key))
         elif key and key != self._engine_key:
             log.warning("The hive now names another engine key; the engine keeps the one that it was started with")
+        if announcement.state == "ready" and not self._unknown:
+            # What it takes is known now; the hive should not have to wait a whole interval to hear of it.
+            self._plan.beat_at_once(time.monotonic())
         if self._unknown and self._plan.failures <= 1:  # one that goes on not knowing us is asked at the retries' pace
             self._plan.beat_at_once(time.monotonic())
         self._unknown = False

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,8 +70,20 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for process in started:
         if process.poll() is None:
-            process.kill()  # its engine goes with it
-            process.wait(DEADLINE)
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Politely first: a killed keeper takes its engine with it, and not what that engine has started."""
+    process.send_signal(signal.SIGCONT)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        process.send_signal(number)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.wait(DEADLINE)
 
 
 @pytest.fixture(scope="session")

@@ -21,17 +21,33 @@ def test_a_hive_that_forgot_the_worker_hears_its_present_state_again(hive: StubH
     hive.wait_beat(after=len(hive.calls))
 
 
+def test_a_worker_beats_as_soon_as_it_is_ready(hive: StubHive, start_worker: StartWorker) -> None:
+    start_worker(hive.url, "--heartbeat-interval", "1800")
+    hive.wait_state("ready")
+    loaded = wait_until(
+        lambda: [
+            call for call in hive.calls if call.path == "/v1/heartbeat" and "slots_busy" in call.body["telemetry"]
+        ],
+        "a beat with what a loaded engine tells",
+    )
+    assert loaded[0].body["telemetry"]["rss_bytes"] > 0
+
+
 def test_a_hive_that_never_knows_the_worker_is_not_asked_in_a_tight_loop(
     hive: StubHive, start_worker: StartWorker
 ) -> None:
     hive.answers["/v1/heartbeat"] = refusal(404, "worker_not_found")
     worker = start_worker(hive.url, "--heartbeat-interval", "1800")
 
-    def beats() -> list[Call]:
-        return [call for call in hive.calls if call.path == "/v1/heartbeat"]
+    hive.wait_state("ready")
+    ready_at = next(call.at for call in hive.calls if call.body.get("state") == "ready")
 
-    wait_until(lambda: len(beats()) >= 3, "three beats")
-    _, at_once, paced = beats()[:3]
+    def beats() -> list[Call]:
+        """Those of a worker that has nothing new to tell any more."""
+        return [call for call in hive.calls if call.path == "/v1/heartbeat" and call.at > ready_at]
+
+    wait_until(lambda: len(beats()) >= 2, "two beats")
+    at_once, paced = beats()[:2]
     assert paced.at - at_once.at > 1.5  # 2 s; a slow machine can only make it more
     assert worker.process.poll() is None
 

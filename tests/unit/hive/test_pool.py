@@ -406,3 +406,21 @@ async def test_what_an_earlier_hive_left_is_ended_and_forgotten():
         assert hive.node.ended_leftovers == [left.identity]
         assert sorted(hive.node.swept) == [("w-early", 1), ("w-old", 3)]
         assert hive.store.rows == {}
+
+
+async def test_an_engine_that_ends_while_it_loads_is_its_keepers_business():
+    """The keeper may have lost its port to somebody else, and starts another engine on the next one."""
+    async with running(FakeHive()) as hive:
+        first = hive.node.add_other(2000)
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        voice = hive.speaker(record.worker_id)
+        await hive.pool.announce(voice, announcement(record.worker_id, "loading", engine_pid=2000))
+        first.end(Exit(ExitReason.CRASHED))
+        await settled()
+        assert record.worker.state is S.LOADING
+        again = announcement(record.worker_id, "loading", engine_pid=2001, url="http://127.0.0.1:8082")
+        await hive.pool.announce(voice, again)
+        await hive.pool.announce(voice, replace(again, state="ready"))
+        assert (record.worker.state, record.worker.engine_pid) == (S.READY, 2001)
+        assert hive.routes.candidates("synthetic:x")[0].port == 8082
