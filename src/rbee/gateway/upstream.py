@@ -218,8 +218,6 @@ class Upstream(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if status < 200:
-            if status == 101:
-                raise ValueError("it changes the protocol")
             self._interim = True
             self._fields = []
             return

@@ -58,6 +58,7 @@ def test_llama_cpp_timings_serve_where_there_is_no_usage():
 def test_usage_inside_the_text_is_not_believed():
     text = 'the model says {"usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
     assert tokens_in({"choices": [{"message": {"content": text}}]}) == Tokens()
+    assert tokens_in({'so called "usage': {"prompt_tokens": 1}}) == Tokens()
 
 
 @pytest.mark.parametrize(
