@@ -70,7 +70,7 @@ class Hive:
 
     def start(self) -> "Hive":
         self.launch()
-        self.port = wait_for(self._listening, "the hive listens")
+        self.port = wait_for(self.listening, "the hive listens")
         wait_for(lambda: self.get("/readyz").status == 200, "the hive is ready")
         return self
 
@@ -91,7 +91,8 @@ class Hive:
     def log_path(self) -> Path:
         return self.state_dir.with_name(f"{self.state_dir.name}.log")
 
-    def _listening(self) -> int:
+    def listening(self) -> int:
+        """Its port, or 0 while it does not listen."""
         assert self.process is not None
         assert self.process.poll() is None, self.log_path.read_text()
         return next((int(line["url"].rpartition(":")[2]) for line in self.log("hive_listening")), 0)

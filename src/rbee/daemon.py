@@ -2,7 +2,7 @@
 
 import signal
 import socket
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ import anyio.to_thread
 import psutil
 import structlog
 import uvicorn
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from rbee import __version__
 from rbee.config.settings import Settings
 from rbee.core import auth
-from rbee.core.launch import EngineOptions
+from rbee.core.launch import EngineOptions, StoredWorker
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Restart
 from rbee.gateway.options import GatewayOptions
@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 LOG_CUT_INTERVAL: Final = 30.0
 """Seconds between two looks at the size of the workers' logs."""
+MACHINE_INTERVAL: Final = 5.0
+"""Seconds between two looks at memory and disk."""
 CONTROL_CLOSE_TIMEOUT: Final = 2
 """Whole seconds that open control requests (a followed log) get at the end."""
 GATEWAY_CLOSE_TIMEOUT: Final = 2.0
@@ -57,9 +59,9 @@ class FrontDoor:
 class Daemon:
     """One hive. The caller holds the lock of the state directory."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], door: FrontDoor) -> None:
         state_dir = settings.server.state_dir
-        self._settings = settings
+        self._settings, self._door = settings, door
         self._routes, self._registry, self._metrics = RouteTable(), Registry(), Metrics(__version__)
         self._policy = auth.AuthPolicy(
             digests=digests(settings),
@@ -72,7 +74,7 @@ class Daemon:
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         self._pool = Pool(
-            pool_options(settings, control_path),
+            pool_options(settings, control_path, front_port=door.listener.getsockname()[1]),
             Adapters(self._node, self._store, library),
             self._registry,
             self._routes,
@@ -86,26 +88,31 @@ class Daemon:
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
+        self._machine = MachineReading(0, 0, 0, 0)
         self._stopping = False
+        self._leftovers_ended = anyio.Event()
         self._left: list[str] = []
 
-    async def run(self, door: FrontDoor) -> list[str]:
+    async def run(self) -> list[str]:
         """Serve on the bound listener until a signal; returns the ids of workers that would not stop.
 
         Raises OSError where the database cannot be used; nothing was started then.
         """
+        door = self._door
         await self._gateway.serve(door.listener, door.tls)
         log.info("hive_listening", url=door.url, version=__version__, state_dir=str(self._settings.server.state_dir))
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await self._store.open()
+            rows = await self._store.load()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._obey, signals, tasks)
-                await self._start(tasks)
+                await self._start(tasks, rows)
                 log.info("hive_ready", url=door.url)
                 await anyio.sleep_forever()
         return self._left
 
-    async def _start(self, tasks: TaskGroup) -> None:
+    async def _start(self, tasks: TaskGroup, rows: Sequence[StoredWorker]) -> None:
+        await tasks.start(self._read_machine)
         self._metrics.watch(self._sources())
         await tasks.start(self._pool.run)
         tasks.start_soon(self._heartbeats.run)
@@ -117,7 +124,8 @@ class Daemon:
         await self._control.accepting.wait()
         self._gateway.control_up = True
         self._gateway.ready_problem = lambda: "the workers of the previous hive are being ended"
-        await self._pool.end_leftovers()
+        await self._pool.end_leftovers(rows)
+        self._leftovers_ended.set()
         if not self._stopping:
             self._gateway.ready_problem = lambda: None
 
@@ -147,8 +155,17 @@ class Daemon:
             queue_depth=self._gateway.waiting,
             in_flight=self._gateway.in_flight,
             illegal_events=lambda: self._pool.illegal_events,
-            machine=lambda: read_machine(self._settings.models.directory),
+            machine=lambda: self._machine,
         )
+
+    async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep a reading at hand: a scrape must not wait for a disk that does not answer."""
+        directory = self._settings.models.directory
+        self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+        task_status.started()
+        while True:
+            await anyio.sleep(MACHINE_INTERVAL)
+            self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
         async for number in signals:
@@ -163,7 +180,13 @@ class Daemon:
         """The order of DESIGN section 3: inference refused, workers, event streams, control API, gateway, database."""
         self._gateway.closing = True
         self._gateway.ready_problem = lambda: "shutting down"
-        self._left = await self._pool.stop(self._settings.lifecycle.shutdown_timeout)
+        budget = self._settings.lifecycle.shutdown_timeout
+        self._left = await self._pool.stop(budget)
+        # What an earlier hive left is ended by this one or, its rows being kept, by the next.
+        with anyio.move_on_after(budget) as patience:
+            await self._leftovers_ended.wait()
+        if patience.cancelled_caught:
+            self._left.append("workers of an earlier hive")
         self._pool.journal.close()
         self._gateway.stop_accepting()
         if self._control is not None:
@@ -223,7 +246,7 @@ def digests(settings: Settings) -> dict[bytes, auth.Principal]:
     return found
 
 
-def pool_options(settings: Settings, control_path: str) -> PoolOptions:
+def pool_options(settings: Settings, control_path: str, front_port: int) -> PoolOptions:
     return PoolOptions(
         callback_url=f"unix:{control_path}",
         ports=settings.workers.ports,
@@ -236,6 +259,7 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
         prompt_cache_bytes=settings.workers.prompt_cache,
         allow_external=settings.workers.allow_external,
         external_hosts=settings.workers.external_hosts,
+        front_port=front_port,
         engines={
             name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
             for name, engine in settings.engine.items()

@@ -65,6 +65,7 @@ class FakeNode:
         self.fail_next: OSError | None = None
         self.deaf = False
         self.fork_delay = 0.0
+        self.forget_delay = 0.0
 
     async def spawn(self, launch: Launch) -> FakeProcess:
         await anyio.sleep(self.fork_delay)
@@ -92,7 +93,7 @@ class FakeNode:
         self.swept.append((worker_id, incarnation))
         return 0
 
-    def port_is_free(self, port: int) -> bool:
+    def port_is_free(self, host: str, port: int) -> bool:
         return port not in self.taken_ports
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
@@ -102,6 +103,7 @@ class FakeNode:
         yield "first"
 
     async def forget(self, worker_id: str) -> None:
+        await anyio.sleep(self.forget_delay)
         self.forgotten.append(worker_id)
 
 
@@ -159,6 +161,7 @@ class FakeHive:
             prompt_cache_bytes=0,
             allow_external=True,
             external_hosts=(),
+            front_port=9200,
             engines={},
         )
     )

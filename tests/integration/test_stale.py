@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from datetime import datetime
 
 from tests.hives import is_alive, wait_for
 
@@ -28,14 +29,14 @@ def test_a_frozen_worker_is_found_stale_killed_and_counted(hive):
 
 
 def test_it_is_not_found_before_its_deadline(start_hive):
-    """The journal's own times are compared, so that a slow test machine cannot blur them."""
+    """The log's own times are compared: how late it may be is shown on a jumping clock, and measured in bench/."""
     hive = start_hive({"heartbeat.interval": "1s", "heartbeat.stale_after": "3s"})
     worker = hive.ready()
     os.kill(worker["pid"], signal.SIGSTOP)
     hive.wait_state(worker["worker_id"], "failed")
-    last_beat = hive.log("Received heartbeat")[-1]["timestamp"]
-    found = hive.log("Worker is stale (no heartbeat in 3s)")[0]["timestamp"]
-    assert _seconds(found) - _seconds(last_beat) >= 2.99
+    last_beat = datetime.fromisoformat(hive.log("Received heartbeat")[-1]["timestamp"])
+    found = datetime.fromisoformat(hive.log("Worker is stale (no heartbeat in 3s)")[0]["timestamp"])
+    assert (found - last_beat).total_seconds() >= 2.99
 
 
 def test_a_hive_that_was_stopped_for_longer_than_the_deadline_loses_no_worker(hive):
@@ -58,8 +59,3 @@ def test_a_worker_that_never_calls_back_is_stale_too(start_hive, tmp_path):
     os.kill(pid, signal.SIGSTOP)
     failed = hive.wait_state(worker_id, "failed")
     assert failed["last_exit"]["reason"] == "stale"
-
-
-def _seconds(timestamp):
-    clock = timestamp.partition("T")[2].rstrip("Z").split(":")
-    return int(clock[0]) * 3600 + int(clock[1]) * 60 + float(clock[2])

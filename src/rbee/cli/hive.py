@@ -1,6 +1,8 @@
 """rbee-hive: the daemon's command line, and what comes before its loop: settings, lock, port, TLS."""
 
+import errno
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -27,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 BACKLOG: Final = 4096
 """Connections that the kernel holds for us while the loop is busy; it cuts this to net.core.somaxconn."""
+DESCRIPTORS: Final = 1_048_576
 DEFAULT_FILE: Final = Path("rbee-hive.toml")
 _FLAGS: Final = {
     "host": "server.host",
@@ -132,11 +135,12 @@ def _run(loaded: Loaded, environ: Mapping[str, str]) -> int:
     unread = sorted(without_effect(loaded.origins))
     if unread:
         log.warning("settings_without_effect_yet", keys=unread)
+    _raise_descriptor_limit()
     lock = _lock(settings.server.state_dir)
     door = _open_door(settings)
     try:
-        hive = Daemon(settings, environ)
-        left = anyio.run(hive.run, door, backend="asyncio", backend_options={"use_uvloop": True})
+        hive = Daemon(settings, environ, door)
+        left = anyio.run(hive.run, backend="asyncio", backend_options={"use_uvloop": True})
     except OSError as error:
         raise StartupError(f"The state in {settings.server.state_dir} cannot be used: {error}") from error
     finally:
@@ -148,11 +152,33 @@ def _run(loaded: Loaded, environ: Mapping[str, str]) -> int:
 def _lock(state_dir: Path) -> DirectoryLock:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The control socket, the logs and the database are in it: nobody else has any business there.
-        state_dir.chmod(0o700)
+        _check_private(state_dir)
         return DirectoryLock(state_dir / "lock")
     except OSError as error:
         raise StartupError(f"The state directory {state_dir} cannot be used: {error.strerror}.") from error
+
+
+def _check_private(state_dir: Path) -> None:
+    """The control socket, the logs and the database are in it: nobody else has any business there.
+
+    Only an empty directory is closed for others by us: one that holds other things is somebody's, /tmp perhaps.
+    """
+    if not state_dir.stat().st_mode & 0o077:
+        return
+    if any(state_dir.iterdir()):
+        raise SettingsError(
+            f"Others can enter the state directory {state_dir}, and it is not empty. Run: chmod 700 {state_dir}, or "
+            "give a directory of its own with --state-dir."
+        )
+    state_dir.chmod(0o700)
+
+
+def _raise_descriptor_limit() -> None:
+    """Clients, requests and workers take descriptors; the usual soft limit, 1024, is for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_door(settings: Settings) -> FrontDoor:
@@ -176,6 +202,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        if error.errno != errno.EADDRINUSE:
+            raise SettingsError(f"server.host = {host}, server.port = {port}: {error.strerror}.") from error
         raise PortInUse(
             f"{host}:{port} cannot be bound ({error.strerror}): {holder_of_port(port)} listens there. Stop that, or "
             f"choose another port: --port {port + 1}"

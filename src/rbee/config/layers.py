@@ -154,14 +154,6 @@ def from_flags(schema: Schema, flags: Mapping[str, str]) -> Iterator[Value]:
         yield Value(path, from_text(field, text), origin)
 
 
-def parse_assignment(text: str) -> tuple[str, str]:
-    """The key and the value of ``--set section.key=value``; raises SettingsError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise SettingsError(f"--set wants section.key=value, not '{key}'")
-    return key.strip(), value.strip()
-
-
 def _path_of(key: str) -> tuple[str, ...]:
     """Names may hold dots (model."qwen2.5".slots), so only the first and the last part are cut off."""
     section, _, rest = key.partition(".")

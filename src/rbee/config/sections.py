@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from rbee.config.sizes import parse_duration, parse_size
 from rbee.core.errors import RbeeError
 from rbee.core.model_ref import looks_like_reference, parse
+from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS
 
 COMMAS: Final = "text is a list, separated by commas or written as JSON"
 """Marks a setting whose text in a variable or a flag is a list."""
@@ -48,6 +49,8 @@ Command = Annotated[tuple[str, ...], BeforeValidator(_as_command)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Slots = Annotated[int, Field(ge=1, le=MAX_SLOTS)]
+CtxSize = Annotated[int, Field(ge=1, le=MAX_CTX_SIZE)]
 Interval = Annotated[Seconds, Field(gt=0)]
 RestartMode = Literal["on_failure", "always", "never"]
 
@@ -154,8 +157,8 @@ class Workers(Section):
     host: str = Field("127.0.0.1", min_length=1)
     port_range: str = "8081-9000"
     engine: str = Field("llama-cpp", min_length=1)
-    ctx_size: AtLeastOne = 4096
-    slots: AtLeastOne = 4
+    ctx_size: CtxSize = 4096
+    slots: Slots = 4
     prompt_cache: Size = 512 * MIB
     allow_external: bool = True
     """load() makes this false where server.host is not loopback and nobody has said otherwise."""
@@ -190,8 +193,8 @@ class Model(Section):
 
     ref: str
     alias: str | None = None
-    ctx_size: AtLeastOne | None = None
-    slots: AtLeastOne | None = None
+    ctx_size: CtxSize | None = None
+    slots: Slots | None = None
     engine: str | None = None
     engine_args: Strings = ()
     idle_timeout: Seconds | None = None

@@ -1,8 +1,5 @@
 """The application: routers, and the one place where errors become answers."""
 
-import uuid
-from collections.abc import Mapping
-
 import anyio.to_thread
 import structlog
 from fastapi import FastAPI, Request
@@ -13,16 +10,15 @@ from starlette.exceptions import HTTPException
 from rbee import __version__
 from rbee.control import callbacks, system, workers
 from rbee.control.context import Context, context_of
+from rbee.control.guard import Guard, error_response
 from rbee.core import model_ref
 from rbee.core.errors import (
     InvalidField,
     MalformedRequest,
     MethodNotAllowed,
-    RbeeError,
     RequestError,
     RouteNotFound,
-    Unauthorized,
-    status_of,
+    UnexpectedError,
 )
 
 log = structlog.get_logger(__name__)
@@ -35,7 +31,8 @@ def build(context: Context) -> FastAPI:
     for module in (callbacks, workers, system):
         app.include_router(module.router)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    app.add_exception_handler(RbeeError, _answer_error)
+    app.add_exception_handler(RequestError, _answer_error)
+    app.add_middleware(Guard, policy=context.policy)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -48,18 +45,14 @@ async def _openapi(request: Request) -> JSONResponse:
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RbeeError)
-    headers = {}
-    if isinstance(error, Unauthorized):
-        headers["www-authenticate"] = "Bearer"
-    if isinstance(error, RequestError) and error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
-    return _answer(request, error, status_of(error), headers)
+    assert isinstance(error, RequestError)
+    return error_response(error, request.headers)
 
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    problems = error.errors()
+    first = problems[0]
     if first["type"] == "json_invalid":
         message = f"The body is not JSON: {first['ctx']['error']} at position {first['loc'][-1]}."
         return await _answer_error(request, MalformedRequest(message))
@@ -68,34 +61,32 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     if isinstance(reference, str) and reference not in context_of(request).defaults.models:
         try:
             model_ref.parse(reference)
-        except RbeeError as bad_reference:
+        except RequestError as bad_reference:
             return await _answer_error(request, bad_reference)
-    fields = [{"field": _path(one["loc"]), "problem": one["msg"]} for one in error.errors()[:20]]
+    fields = [{"field": _path(one["loc"]), "problem": one["msg"]} for one in problems[:20]]
     listed = "; ".join(f"{field['field']}: {field['problem']}" for field in fields[:5])
     return await _answer_error(request, InvalidField(f"The request is not valid: {listed}.", fields=fields))
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        refused = MethodNotAllowed(f"{request.method} is not possible on {request.url.path[:200]}; allowed: {allowed}.")
-        return _answer(request, refused, 405, {"allow": allowed})
+        refused = MethodNotAllowed(f"{request.method} is not possible on {path}; allowed: {allowed}.")
+        return error_response(refused, request.headers, {"allow": allowed})
     if error.status_code == 404:
-        missing = RouteNotFound(f"There is nothing at {request.url.path[:200]}; /openapi.json lists what there is.")
-        return await _answer_error(request, missing)
+        return await _answer_error(
+            request, RouteNotFound(f"There is nothing at {path}; /openapi.json lists what there is.")
+        )
     return await _answer_error(request, MalformedRequest(f"The body cannot be read: {error.detail}"))
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("request_failed", path=request.url.path[:200], exc_info=error)
-    unexpected = RbeeError("An error inside rbee; its log says more. Please report it.")
-    return _answer(request, unexpected, 500, {})
-
-
-def _answer(request: Request, error: RbeeError, status: int, headers: Mapping[str, str]) -> JSONResponse:
-    request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-    return JSONResponse(error.body(request_id), status, dict(headers))
+    return error_response(
+        UnexpectedError("An error inside rbee; its log says more. Please report it."), request.headers
+    )
 
 
 def _path(location: tuple[str | int, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from rbee.control.context import Caller, Here
+from rbee.control.context import Here, Speaker
 from rbee.control.schemas import HeartbeatAnswer, HeartbeatRequest, ReadyAnswer, ReadyRequest
 from rbee.core import auth
 from rbee.core.launch import Telemetry
@@ -12,9 +12,8 @@ router = APIRouter(prefix="/v1", tags=["callbacks"])
 
 
 @router.post("/workers/ready")
-async def ready(body: ReadyRequest, principal: Caller, here: Here) -> ReadyAnswer:
+async def ready(body: ReadyRequest, principal: Speaker, here: Here) -> ReadyAnswer:
     """A worker says that it loads, is ready or failed. One that is not known and comes from an admin is registered."""
-    auth.require(principal, auth.Action.ANNOUNCE)
     record = await here.pool.announce(principal, body.announcement())
     return ReadyAnswer(
         message=f"Worker registered as {body.state}",
@@ -25,9 +24,8 @@ async def ready(body: ReadyRequest, principal: Caller, here: Here) -> ReadyAnswe
 
 
 @router.post("/heartbeat")
-async def heartbeat(body: HeartbeatRequest, principal: Caller, here: Here) -> HeartbeatAnswer:
+async def heartbeat(body: HeartbeatRequest, principal: Speaker, here: Here) -> HeartbeatAnswer:
     """A worker lives. 404 for one that is not known: it announces itself again."""
-    auth.require(principal, auth.Action.ANNOUNCE)
     if principal.role is auth.Role.WORKER:
         auth.require_voice_of(principal, body.worker_id, external=False)
     record = here.registry.get(body.worker_id)

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from rbee.control.guard import presented_key
 from rbee.core import auth
 from rbee.core.routing import RouteTable
 from rbee.hive.heartbeats import Heartbeats
@@ -43,14 +44,7 @@ def context_of(request: Request) -> Context:
 
 def caller(request: Request) -> auth.Principal:
     """Who is calling. Raises Unauthorized. A header that claims to know is never believed."""
-    return auth.resolve(context_of(request).policy, presented_key(request))
-
-
-def presented_key(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return request.headers.get("x-api-key")
+    return auth.resolve(context_of(request).policy, presented_key(request.headers))
 
 
 def may_control(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
@@ -58,6 +52,12 @@ def may_control(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.P
     return principal
 
 
+def may_announce(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
+    auth.require(principal, auth.Action.ANNOUNCE)
+    return principal
+
+
 Here = Annotated[Context, Depends(context_of)]
 Caller = Annotated[auth.Principal, Depends(caller)]
 Admin = Depends(may_control)
+Speaker = Annotated[auth.Principal, Depends(may_announce)]

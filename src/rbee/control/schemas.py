@@ -8,9 +8,9 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from rbee.core.engine_args import MAX_TEXT
 from rbee.core.launch import Telemetry
 from rbee.core.model_ref import parse
-from rbee.core.worker import Restart
+from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS, Restart
 from rbee.hive.announcements import Announcement
-from rbee.hive.orders import MAX_CTX_SIZE, MAX_SLOTS, Order
+from rbee.hive.orders import Order
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
@@ -60,7 +60,7 @@ class ReadyRequest(Body):
     worker_id: str = Field(pattern=NAME)
     incarnation: int | None = Field(None, ge=0, le=2**31)
     state: Literal["loading", "ready", "failed"]
-    url: str = Field(max_length=256)
+    url: str = Field(max_length=256, pattern=r"^http://[^\s\x00]+$")
     model_ref: Annotated[str, BeforeValidator(_well_formed)]
     backend: str = Field(pattern=NAME)
     device: int = Field(ge=0, le=1023)
@@ -89,7 +89,7 @@ class TelemetryBody(Body):
     requests_total: Count | None = None
     prompt_tokens_total: Count | None = None
     generated_tokens_total: Count | None = None
-    tokens_per_second: float | None = Field(None, ge=0)
+    tokens_per_second: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     def telemetry(self) -> Telemetry:
         return Telemetry(**self.model_dump())

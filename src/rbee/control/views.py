@@ -3,17 +3,8 @@
 import dataclasses
 
 from rbee.control.schemas import ExitView, MemoryView, WorkerView
-from rbee.core.worker import WorkerState
 from rbee.hive.journal import Transition
 from rbee.hive.registry import Record
-
-
-def shown_state(record: Record, in_flight: int) -> str:
-    """The state's name; ``ready`` reads idle or busy, by the requests in flight."""
-    state = record.worker.state
-    if state is not WorkerState.READY:
-        return str(state)
-    return "busy" if in_flight > 0 else "idle"
 
 
 def worker_view(record: Record, in_flight: int, now: float) -> WorkerView:
@@ -22,7 +13,7 @@ def worker_view(record: Record, in_flight: int, now: float) -> WorkerView:
     last = worker.last_exit
     return WorkerView(
         worker_id=spec.worker_id,
-        state=shown_state(record, in_flight),
+        state=worker.shown_state(in_flight),
         message=worker.message,
         model_ref=spec.model_ref,
         alias=spec.alias,

@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from rbee.control.context import Admin, Context, Here
 from rbee.control.schemas import SpawnAnswer, SpawnRequest, WorkerList, WorkerView
-from rbee.control.views import shown_state, worker_view
+from rbee.control.views import worker_view
 from rbee.hive.orders import specify
 from rbee.hive.registry import Record
 from rbee.nodes.logs import MAX_LINES
@@ -24,7 +24,7 @@ Tail = Annotated[int, Query(ge=0, le=MAX_LINES)]
 async def spawn(body: SpawnRequest, here: Here) -> SpawnAnswer:
     """Start a worker. The answer comes at once; the model may load for minutes: watch the state, or /v1/events."""
     record = await here.pool.spawn(specify(body.order(), here.defaults))
-    url = record.worker.url or f"http://127.0.0.1:{record.port}"
+    url = record.worker.url or f"http://{here.pool.worker_host}:{record.port}"
     return SpawnAnswer(worker_id=record.worker_id, url=url, state=_state(here, record))
 
 
@@ -68,7 +68,7 @@ async def _events(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
 
 
 def _state(here: Context, record: Record) -> str:
-    return shown_state(record, here.routes.in_flight(record.worker_id))
+    return record.worker.shown_state(here.routes.in_flight(record.worker_id))
 
 
 def _view(here: Context, record: Record) -> WorkerView:

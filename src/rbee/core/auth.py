@@ -127,9 +127,14 @@ def require(principal: Principal, action: Action) -> None:
     """Raise Unauthorized or Forbidden unless *principal* may take *action*."""
     if action in _MAY[principal.role]:
         return
+    require_known(principal)
+    raise Forbidden(f"A key with the role '{principal.role}' may not do this; use an admin key.")
+
+
+def require_known(principal: Principal) -> None:
+    """Raise Unauthorized for somebody without a key, where there are keys."""
     if principal.role is Role.ANONYMOUS:
         raise Unauthorized("A token is needed: send 'Authorization: Bearer <token>' or 'x-api-key: <token>'.")
-    raise Forbidden(f"A key with the role '{principal.role}' may not do this; use an admin key.")
 
 
 def require_voice_of(principal: Principal, worker_id: str, *, external: bool) -> None:

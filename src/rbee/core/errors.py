@@ -33,7 +33,8 @@ RbeeError
     ├── NoPortLeft
     ├── RequestTimeout           the client took too long to send its request
     ├── WorkerLost               the worker went away while it answered
-    └── ControlUnavailable       the control API does not answer (yet)
+    ├── ControlUnavailable       the control API does not answer (yet)
+    └── UnexpectedError          our own fault
 """
 
 from collections.abc import Mapping
@@ -201,6 +202,10 @@ class ControlUnavailable(RequestError):
     code = "control_unavailable"
 
 
+class UnexpectedError(RequestError):
+    code = "unexpected_error"
+
+
 STATUS: Final[Mapping[type[RequestError], int]] = {
     MalformedRequest: 400,
     BadModelReference: 400,
@@ -222,6 +227,7 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     InvalidField: 422,
     QueueFull: 429,
     HeaderTooLarge: 431,
+    UnexpectedError: 500,
     WorkerLost: 502,
     QueueTimeout: 503,
     NoReadyWorker: 503,

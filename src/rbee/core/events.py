@@ -1,7 +1,6 @@
 """What can happen to a worker (events), and what is to be done about it (commands): values; worker.py has the rules."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from rbee.core.exits import Exit, ExitReason
 
@@ -138,7 +137,6 @@ Event = (
     | BackoffEnded
     | RestartRefused
 )
-CALLBACKS: Final = (AnnouncedLoading, AnnouncedReady, AnnouncedFailed)
 
 
 # Commands: what the shell must do.

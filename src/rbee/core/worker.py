@@ -59,6 +59,11 @@ class WorkerState(StrEnum):
     """Ended and forgotten; never listed."""
 
 
+MAX_SLOTS: Final = 1024
+MAX_CTX_SIZE: Final = 16 * 2**20
+"""Tokens; sixteen times the longest context that a model is known to have been trained for."""
+
+
 class Restart(StrEnum):
     """When a worker whose process ended is started again."""
 
@@ -113,6 +118,12 @@ class Worker:
     @property
     def standing(self) -> Standing:
         return _STANDING[self.state]
+
+    def shown_state(self, in_flight: int) -> str:
+        """The state's name for people: ``ready`` reads idle or busy, by the requests in flight."""
+        if self.state is not WorkerState.READY:
+            return str(self.state)
+        return "busy" if in_flight > 0 else "idle"
 
     @property
     def is_watched(self) -> bool:

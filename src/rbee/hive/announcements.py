@@ -55,15 +55,25 @@ def as_event(said: Announcement) -> AnnouncedLoading | AnnouncedReady | Announce
             return AnnouncedFailed(said.reason or "it did not say why")
 
 
-async def resolve_external_url(url: str, allowed: tuple[str, ...]) -> str:
+def check_own_url(url: str, worker_host: str) -> None:
+    """Raise InvalidField unless *url* is plain HTTP where the hive has told its own workers to serve."""
+    host, _ = _host_and_port(url)
+    if host != worker_host and not is_on_loopback(url):
+        raise InvalidField(
+            f"A worker of this hive serves on {worker_host} or on loopback, not on '{host}'.", field="url"
+        )
+
+
+async def resolve_external_url(url: str, allowed: tuple[str, ...], front_port: int) -> str:
     """*url* with its host resolved, so that what was checked is what is called from now on.
 
-    Raises InvalidField unless it is plain HTTP on loopback or on one of the *allowed* hosts.
+    Raises InvalidField unless it is plain HTTP on loopback or on one of the *allowed* hosts, and for the hive itself
+    (*front_port* on loopback): a request for such a worker would go round in circles.
     """
     host, port = _host_and_port(url)
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InvalidField(f"The worker's url names the host '{host}', which has no address.", field="url") from error
     addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if host not in allowed and not all(address.is_loopback for address in addresses):
@@ -71,6 +81,8 @@ async def resolve_external_url(url: str, allowed: tuple[str, ...]) -> str:
             f"The worker's url names the host '{host}'. Only loopback is accepted; add it to workers.external_hosts.",
             field="url",
         )
+    if port == front_port and any(address.is_loopback for address in addresses):
+        raise InvalidField("The worker's url is the hive's own; name where the worker itself listens.", field="url")
     # IPv4 first: that is where an engine told to serve on "localhost" listens.
     first = min(addresses, key=lambda address: address.version)
     return f"http://[{first}]:{port}" if first.version == 6 else f"http://{first}:{port}"

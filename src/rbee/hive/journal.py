@@ -69,7 +69,12 @@ class Journal:
         return [entry for entry in self._entries if entry.number > number]
 
     async def follow(self, number: int) -> AsyncIterator[Transition]:
-        """Entries after *number*, then each new one, until the journal is closed."""
+        """Entries after *number*, then each new one, until the journal is closed.
+
+        A number that is yet to come is one of an earlier hive: its reader has seen nothing of this one.
+        """
+        if number > self.last_number:
+            number = 0
         while not self._closed:
             grew = self._grew
             for entry in self.since(number):

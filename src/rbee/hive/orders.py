@@ -8,8 +8,6 @@ from rbee.core.errors import InvalidField
 from rbee.core.model_ref import Scheme
 from rbee.core.worker import Restart, WorkerSpec
 
-MAX_SLOTS = 1024
-MAX_CTX_SIZE = 16 * 2**20
 BACKENDS = ("cpu", "cuda", "rocm", "vulkan", "metal")
 
 

@@ -1,6 +1,7 @@
 """Admits workers, alone and under one lock; starts and stops them; names what would not stop."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -24,7 +25,7 @@ from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.liveness import seen
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
-from rbee.hive.announcements import Announcement, as_event, resolve_external_url
+from rbee.hive.announcements import Announcement, as_event, check_own_url, resolve_external_url
 from rbee.hive.heartbeats import check_incarnation
 from rbee.hive.journal import Journal
 from rbee.hive.ports import Library, Node, Store
@@ -51,6 +52,7 @@ class PoolOptions:
     prompt_cache_bytes: int
     allow_external: bool
     external_hosts: tuple[str, ...]
+    front_port: int
     engines: dict[str, EngineOptions]
 
 
@@ -100,6 +102,11 @@ class Pool:
         )
         routes.subscribe(self._load_changed)
 
+    @property
+    def worker_host(self) -> str:
+        """Where this hive's own workers serve."""
+        return self._options.worker_host
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the supervisors' tasks until cancelled."""
         async with anyio.create_task_group() as tasks:
@@ -116,6 +123,7 @@ class Pool:
         or ShuttingDown; nothing was started then.
         """
         self._check_engine(spec)
+        self._check_alias_form(spec)
         await self._adapters.library.locate(model_ref.parse(spec.model_ref))
         async with self._admitting:
             if self._closing:
@@ -149,13 +157,12 @@ class Pool:
         Raises Unauthorized, Forbidden, OlderIncarnation, IllegalTransition, InvalidField; nothing changed then.
         """
         record = self._registry.find(said.worker_id)
-        auth.require_voice_of(principal, said.worker_id, external=record is None or record.worker.spec.external)
-        if record is None:
-            return await self._register_external(principal, said)
-        if _is_another_process(record, said):
-            self._supervisors[said.worker_id].take(events.EndRequested(force=True))
-            await self.wait_gone(said.worker_id)
-            return await self._register_external(principal, said)
+        is_external = record is None or record.worker.spec.external
+        auth.require_voice_of(principal, said.worker_id, external=is_external)
+        if is_external:
+            return await self._announce_external(principal, said)
+        assert record is not None, "one that is not external is registered"
+        check_own_url(said.url, self.worker_host)
         check_incarnation(record, said.incarnation)
         if principal.role is auth.Role.WORKER:
             check_incarnation(record, principal.incarnation)
@@ -167,9 +174,8 @@ class Pool:
         incarnation = 0 if worker.spec.external else worker.incarnation
         return auth.engine_key(self._policy.worker_secret, worker.spec.worker_id, incarnation)
 
-    async def end_leftovers(self) -> list[str]:
-        """End the processes of workers that an earlier hive left, and forget their rows; returns their ids."""
-        rows = await self._adapters.store.load()
+    async def end_leftovers(self, rows: Sequence[StoredWorker]) -> None:
+        """End the processes of workers that an earlier hive left, and forget their rows."""
 
         async def end(row: StoredWorker) -> None:
             worker_id = row.spec.worker_id
@@ -183,19 +189,24 @@ class Pool:
         async with anyio.create_task_group() as tasks:
             for row in rows:
                 tasks.start_soon(end, row)
-        return [row.spec.worker_id for row in rows]
 
     async def stop(self, budget: float) -> list[str]:
         """End every worker within *budget* seconds; returns the ids of those that would not.
 
-        Two thirds of the time are for requests in flight, most of the rest for a clean end, then SIGKILL.
+        Two thirds of the time are for requests in flight, most of the rest for a clean end; what is there after that
+        tenths is killed.
         """
         async with self._admitting:
             self._closing = True
         self._patience.drain_timeout = min(self._patience.drain_timeout, budget * 2 / 3)
         self._patience.term_grace = min(self._patience.term_grace, budget * 7 / 30)
         self._end_all(force=False)
-        with anyio.move_on_after(budget):
+        for supervisor in self._supervisors.values():
+            supervisor.hurry()
+        with anyio.move_on_after(budget * 0.95):
+            await self._wait_all_gone()
+        self._end_all(force=True)
+        with anyio.move_on_after(budget * 0.05):
             await self._wait_all_gone()
         left = list(self._supervisors)
         for worker_id in left:
@@ -238,7 +249,7 @@ class Pool:
         try:
             await supervisor.run(task_status=task_status)
         finally:
-            del self._supervisors[worker_id]
+            self._supervisors.pop(worker_id, None)
             supervisor.forgotten.set()
 
     async def _launch(self, record: Record) -> Launch:
@@ -260,21 +271,37 @@ class Pool:
             engine=options.engines.get(spec.engine, EngineOptions()),
         )
 
-    async def _register_external(self, principal: auth.Principal, said: Announcement) -> Record:
+    async def _announce_external(self, principal: auth.Principal, said: Announcement) -> Record:
         if principal.role is auth.Role.WORKER:
             raise OlderIncarnation(f"Worker '{said.worker_id}' has been ended; this process is no longer wanted.")
+        url = await resolve_external_url(said.url, self._options.external_hosts, self._options.front_port)
+        said = replace(said, url=url)
+        # Asked again: it may have been removed while its host was resolved.
+        record = self._registry.find(said.worker_id)
+        if record is not None and said.pid == record.worker.pid:
+            self._supervisors[said.worker_id].take(as_event(said))
+            return record
+        if record is not None and said.state == "failed":
+            raise OlderIncarnation(f"Worker '{said.worker_id}' is process {record.worker.pid} by now.")
+        if record is not None:
+            # It was ended and started again under the same id, before its deadline.
+            self._supervisors[said.worker_id].take(events.EndRequested(force=True))
+        return await self._register_external(said)
+
+    async def _register_external(self, said: Announcement) -> Record:
         if not self._options.allow_external:
             raise Forbidden("Workers started by hand are not accepted here; set workers.allow_external = true.")
         if said.state == "failed":
             raise InvalidField("A worker that failed cannot be registered.", field="state")
-        url = await resolve_external_url(said.url, self._options.external_hosts)
         model_ref.parse(said.model_ref)
         spec = said.spec()
         async with self._admitting:
+            self._check_id(spec.worker_id)
+            # One that was just removed is still being forgotten; its id is free after that.
+            await self.wait_gone(spec.worker_id)
             if self._closing:
                 raise ShuttingDown("The hive is shutting down and registers no worker any more.")
             self._check_alias(spec)
-            self._check_id(spec.worker_id)
             state = WorkerState.LOADING if said.state == "loading" else WorkerState.READY
             worker = Worker(
                 spec,
@@ -284,7 +311,7 @@ class Pool:
                 message="Loading its model." if said.state == "loading" else "Ready.",
                 pid=said.pid,
                 engine_pid=said.engine_pid,
-                url=url,
+                url=said.url,
                 slots=said.slots_total,
             )
             return await self._admit(worker, 0)
@@ -300,11 +327,15 @@ class Pool:
                 field="engine",
             )
 
+    def _check_alias_form(self, spec: WorkerSpec) -> None:
+        alias = spec.alias
+        if alias and (model_ref.looks_like_reference(alias) or alias.startswith("w-") or alias in self._registry):
+            raise InvalidField(f"The alias '{alias}' looks like a worker id or a model reference.", field="alias")
+
     def _check_alias(self, spec: WorkerSpec) -> None:
         if spec.alias is None:
             return
-        if model_ref.looks_like_reference(spec.alias) or spec.alias.startswith("w-") or spec.alias in self._registry:
-            raise InvalidField(f"The alias '{spec.alias}' looks like a worker id or a model reference.", field="alias")
+        self._check_alias_form(spec)
         for record in self._registry:
             other = record.worker.spec
             if other.alias == spec.alias and other.model_ref != spec.model_ref:
@@ -328,7 +359,7 @@ class Pool:
         taken = {record.port for record in self._registry}
         taken |= {r.port for r in self._routes if r.port}
         while (port := first_free(ports, taken)) is not None:
-            if self._adapters.node.port_is_free(port):
+            if self._adapters.node.port_is_free(self.worker_host, port):
                 return port
             taken.add(port)
         raise NoPortLeft(
@@ -341,11 +372,6 @@ class Pool:
 
     def _count_illegal_event(self) -> None:
         self.illegal_events += 1
-
-
-def _is_another_process(record: Record, said: Announcement) -> bool:
-    """A worker started by hand that was ended and started again under the same id, before its deadline."""
-    return record.worker.spec.external and said.state != "failed" and said.pid != record.worker.pid
 
 
 def _decide_restart(_worker: Worker, _exit: Exit) -> events.RestartDecision:

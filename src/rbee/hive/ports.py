@@ -15,7 +15,7 @@ class Process(Protocol):
     def identity(self) -> ProcessIdentity: ...
 
     async def wait(self) -> Exit:
-        """Return once it has ended; may be awaited by several at once."""
+        """Return once it has ended. To be awaited once: it lets go of the process."""
         ...
 
     def terminate(self) -> None:
@@ -46,14 +46,14 @@ class Node(Protocol):
         """SIGKILL whatever still carries this incarnation in its environment; returns how many there were."""
         ...
 
-    def port_is_free(self, port: int) -> bool: ...
+    def port_is_free(self, host: str, port: int) -> bool: ...
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
         """The last lines of the newest log of a worker."""
         ...
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
-        """The last lines, then each new one as it is written, until the consumer leaves."""
+        """The last lines, then each new one as it is written, until the worker is forgotten or the consumer leaves."""
         ...
 
     async def forget(self, worker_id: str) -> None:

@@ -61,6 +61,7 @@ class Supervisor:
         self._watched_engine: int | None = None
         self._tasks: TaskGroup | None = None
         self._load_changed = anyio.Event()
+        self._draining = anyio.CancelScope()
         self._gone = anyio.Event()
         self.forgotten = anyio.Event()
 
@@ -72,7 +73,7 @@ class Supervisor:
         """Own the worker until it is gone. ``started`` means that events are taken from now on."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            self._publish()
+            self._publish(self._route(self.worker))
             if self.worker.spec.external:
                 self._watch_external()
             else:
@@ -88,8 +89,10 @@ class Supervisor:
         """Apply *event* now. Raises IllegalTransition, and changes nothing then."""
         before, now = self.worker, anyio.current_time()
         after, commands = advance(before, event, now)
+        # Made before anything is stored: an event is taken whole, or not at all.
+        route = self._route(after)
         self.record.worker = after
-        self._publish()
+        self._publish(route)
         self._note(before, after, event, now)
         for command in commands:
             self._perform(command)
@@ -116,29 +119,35 @@ class Supervisor:
             # It is being ended or has no process already: there is nothing left to do about it.
             log.info("illegal_event_ignored", worker_id=self.record.worker_id, state=self.worker.state)
 
+    def hurry(self) -> None:
+        """The patience has become shorter: a drain that has begun ends by it, too."""
+        self._draining.deadline = min(
+            self._draining.deadline, anyio.current_time() + self._around.patience.drain_timeout
+        )
+
     def load_changed(self) -> None:
         """The number of requests in flight may have changed."""
         self._load_changed.set()
 
-    def _publish(self) -> None:
-        worker = self.worker
-        if worker.state is WorkerState.GONE:
-            self._around.routes.withdraw(self.record.worker_id)
-            return
+    def _route(self, worker: Worker) -> Route:
         host, port = _address(worker.url)
-        self._around.routes.publish(
-            Route(
-                worker_id=worker.spec.worker_id,
-                model_ref=worker.spec.model_ref,
-                alias=worker.spec.alias,
-                standing=worker.standing,
-                host=host,
-                port=port,
-                key=self._around.engine_key(worker),
-                slots=max(1, worker.slots),
-                message=worker.message,
-            )
+        return Route(
+            worker_id=worker.spec.worker_id,
+            model_ref=worker.spec.model_ref,
+            alias=worker.spec.alias,
+            standing=worker.standing,
+            host=host,
+            port=port,
+            key=self._around.engine_key(worker),
+            slots=max(1, worker.slots),
+            message=worker.message,
         )
+
+    def _publish(self, route: Route) -> None:
+        if self.worker.state is WorkerState.GONE:
+            self._around.routes.withdraw(self.record.worker_id)
+        else:
+            self._around.routes.publish(route)
 
     def _note(self, before: Worker, after: Worker, event: Event, now: float) -> None:
         journal = self._around.journal
@@ -166,7 +175,7 @@ class Supervisor:
                 self.record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
                 tasks.start_soon(self._spawn)
             case events.WaitForDrain():
-                tasks.start_soon(self._drain)
+                tasks.start_soon(self._drain, self.worker.incarnation)
             case events.Terminate():
                 if self._process is not None:
                     self._process.terminate()
@@ -176,6 +185,8 @@ class Supervisor:
             case events.Kill():
                 if self._process is not None:
                     self._process.kill()
+                # Should it not end of that, it is killed again: nothing stays in this state for ever unseen.
+                tasks.start_soon(self._grace, self.worker.incarnation)
             case events.WaitForBackoff(delay):
                 tasks.start_soon(self._backoff, delay, self.worker.incarnation)
 
@@ -190,7 +201,9 @@ class Supervisor:
         self._process = None
         self.fire(events.Exited(exit_, self._around.decide_restart(self.worker, exit_)))
         with anyio.CancelScope(shield=True):
-            await self._around.node.sweep(self.record.worker_id, incarnation)
+            killed = await self._around.node.sweep(self.record.worker_id, incarnation)
+        if killed:
+            log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
 
     async def _fork(self) -> Process | None:
         worker = self.worker
@@ -220,12 +233,12 @@ class Supervisor:
             # A row too many costs the next hive one look at a process that is not there.
             log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
 
-    async def _drain(self) -> None:
-        with anyio.move_on_after(self._around.patience.drain_timeout):
+    async def _drain(self, incarnation: int) -> None:
+        with anyio.move_on_after(self._around.patience.drain_timeout) as self._draining:
             while self._around.routes.in_flight(self.record.worker_id) > 0:
                 self._load_changed = anyio.Event()
                 await self._load_changed.wait()
-        if self.worker.state is WorkerState.DRAINING:
+        if self.worker.state is WorkerState.DRAINING and self.worker.incarnation == incarnation:
             self.fire(events.DrainEnded())
 
     async def _grace(self, incarnation: int) -> None:

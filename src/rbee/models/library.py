@@ -1,14 +1,20 @@
 """What is on disk: from a model reference to the file that an engine can open."""
 
+import os
+import stat
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import anyio
 import anyio.to_thread
 
 from rbee.core.errors import ModelNotFound, NotAModelFile
 from rbee.core.model_ref import BUILT_IN_ALIASES, ModelRef, Scheme
+
+LOOK_TIMEOUT: Final = 10.0
+"""Seconds for a look at one file's header; a network disk that takes longer would not load a model either."""
 
 _MAGIC: Final = b"GGUF"
 _HEADER_BYTES: Final = 24
@@ -23,7 +29,10 @@ class ModelLibrary:
 
     async def locate(self, ref: ModelRef) -> str:
         """The path of the model's file; empty for ``synthetic:``. Raises ModelNotFound or NotAModelFile."""
-        return await anyio.to_thread.run_sync(self._locate, ref)
+        # A mount that does not answer keeps its thread; the request and the end of the daemon do not wait for it.
+        with anyio.move_on_after(LOOK_TIMEOUT):
+            return await anyio.to_thread.run_sync(self._locate, ref, abandon_on_cancel=True)
+        raise ModelNotFound(f"The disk of '{ref}' did not answer within {LOOK_TIMEOUT:g} s. Check its mount.")
 
     def _locate(self, ref: ModelRef) -> str:
         match ref.scheme:
@@ -43,7 +52,10 @@ class ModelLibrary:
         return str(path)
 
     def _in_allowed_root(self, path: Path) -> Path:
-        resolved = path.resolve()
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise ModelNotFound(f"'{path}' cannot be followed: {error}.") from None
         if not any(resolved.is_relative_to(root) for root in self._allowed_roots):
             roots = ", ".join(str(root) for root in self._allowed_roots)
             raise ModelNotFound(
@@ -71,12 +83,16 @@ def _in_package(ref: ModelRef) -> Path:
 
 def _check_header(path: Path, ref: ModelRef) -> None:
     try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+        # Without waiting: a named pipe would block until somebody writes to it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            header = file.read(_HEADER_BYTES) if is_file else b""
     except IsADirectoryError:
-        raise NotAModelFile(f"'{ref}' is a directory; name the GGUF file in it.") from None
+        is_file = False
     except OSError as error:
         raise ModelNotFound(f"'{path}' cannot be read: {error.strerror}. Check the path and its permissions.") from None
+    if not is_file:
+        raise NotAModelFile(f"'{ref}' is a directory or a special file; name a GGUF file.")
     if header[:4] != _MAGIC:
         raise NotAModelFile(f"'{path}' is not a GGUF file (it does not start with 'GGUF'). Convert the model to GGUF.")
     if len(header) < _HEADER_BYTES:

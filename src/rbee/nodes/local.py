@@ -6,23 +6,29 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import anyio.to_thread
+import structlog
 
+from rbee.core.environment import inherited
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Launch, ProcessIdentity
 from rbee.nodes import logs, processes
 
-_INHERITED: Final = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
-_INHERITED_PREFIXES: Final = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "OMP_", "NVIDIA_")
+log = structlog.get_logger(__name__)
 
 
 class LocalWorkerProcess(processes.WatchedProcess):
     """A keeper that this hive started; how its engine ended stands in the file that it leaves."""
 
-    def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes]", exit_file: Path) -> None:
-        super().__init__(identity, child)
+    def __init__(
+        self,
+        identity: ProcessIdentity,
+        handle: processes.Handle,
+        child: "subprocess.Popen[bytes]",
+        exit_file: Path,
+    ) -> None:
+        super().__init__(identity, handle, child)
         self._exit_file = exit_file
 
     async def wait(self) -> Exit:
@@ -62,22 +68,25 @@ class LocalNode:
                 cwd=folder,
                 start_new_session=True,
             )
-        started = processes.start_time(child.pid)
+        try:
+            handle = processes.Handle(child.pid)
+        except OSError:
+            # Not to be watched means not to be kept: nobody would see it end.
+            child.kill()
+            child.wait()
+            raise
         # One that has ended already is a zombie until we reap it, so its pid is still its own.
-        identity = ProcessIdentity(child.pid, started or 0, processes.boot_id())
-        return LocalWorkerProcess(identity, child, exit_file)
+        identity = ProcessIdentity(child.pid, processes.start_time(child.pid) or 0, processes.boot_id())
+        return LocalWorkerProcess(identity, handle, child, exit_file)
 
     def _drop_old(self, folder: Path) -> None:
         by_age = sorted(folder.glob("*.log"), key=_incarnation_of)
-        for log in by_age[: max(0, len(by_age) - self._keep + 1)]:
-            log.unlink(missing_ok=True)
-            log.with_suffix(".exit.json").unlink(missing_ok=True)
+        for old in by_age[: max(0, len(by_age) - self._keep + 1)]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".exit.json").unlink(missing_ok=True)
 
     def watch(self, pid: int) -> processes.WatchedProcess | None:
-        identity = processes.identify(pid)
-        if identity is None or not processes.same_user(pid):
-            return None
-        return processes.WatchedProcess(identity)
+        return processes.watch(pid)
 
     async def end_leftover(self, identity: ProcessIdentity, grace: float) -> bool:
         return await processes.end_identified(identity, grace)
@@ -85,14 +94,14 @@ class LocalNode:
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         return await anyio.to_thread.run_sync(processes.kill_carriers, f"{worker_id}:{incarnation}")
 
-    def port_is_free(self, port: int) -> bool:
-        return processes.port_is_free("127.0.0.1", port)
+    def port_is_free(self, host: str, port: int) -> bool:
+        return processes.port_is_free(host, port)
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
         return await anyio.to_thread.run_sync(logs.tail, self._log_of(worker_id), lines)
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
-        return logs.follow(self._log_of(worker_id), lines)
+        return logs.follow(lambda: self._log_of(worker_id), lines)
 
     async def forget(self, worker_id: str) -> None:
         await anyio.to_thread.run_sync(shutil.rmtree, self._directory / worker_id, True)
@@ -104,16 +113,19 @@ class LocalNode:
             await anyio.to_thread.run_sync(self._cut_all)
 
     def _cut_all(self) -> None:
-        for log in self._directory.glob("*/*.log"):
-            logs.cut(log, self._max_log_bytes)
+        for path in self._directory.glob("*/*.log"):
+            try:
+                logs.cut(path, self._max_log_bytes)
+            except OSError as error:
+                log.warning("log_not_cut", path=str(path), reason=str(error))
 
     def _log_of(self, worker_id: str) -> Path:
         folder = self._directory / worker_id
-        return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "none.log")
+        return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "0.log")
 
 
-def _incarnation_of(log: Path) -> int:
-    return int(log.stem) if log.stem.isdigit() else 0
+def _incarnation_of(path: Path) -> int:
+    return int(path.stem) if path.stem.isdigit() else 0
 
 
 def command(launch: Launch, exit_file: Path) -> list[str]:
@@ -150,9 +162,7 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
 
 def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """A built environment: what programs need to run, and no secret but this worker's own token."""
-    built = {
-        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
+    built = inherited(environ)
     built["RBEE_WORKER_TOKEN"] = launch.token
     built[processes.INCARNATION_VARIABLE] = f"{launch.spec.worker_id}:{launch.incarnation}"
     if launch.engine.command:

@@ -1,11 +1,12 @@
 """The log files of workers: read their end, follow them, keep them small."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 _BLOCK: Final = 64 * 1024
 _FOLLOW_INTERVAL: Final = 0.25
@@ -19,33 +20,43 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def _tail_from(path: Path, lines: int) -> tuple[list[str], int]:
+    blocks: list[bytes] = []
+    breaks = 0
     try:
         with path.open("rb") as file:
             end = position = file.seek(0, os.SEEK_END)
-            data = b""
-            while position > 0 and data.count(b"\n") <= lines:
-                position = max(0, position - _BLOCK)
-                file.seek(position)
-                data = file.read(end - position)
+            while position > 0 and breaks <= lines:
+                start = max(0, position - _BLOCK)
+                file.seek(start)
+                blocks.append(file.read(position - start))
+                breaks += blocks[-1].count(b"\n")
+                position = start
     except FileNotFoundError:
         return [], 0
-    found = data.decode("utf-8", "replace").splitlines()
+    found = b"".join(reversed(blocks)).decode("utf-8", "replace").splitlines()
     return (found[-lines:] if lines > 0 else []), end
 
 
-async def follow(path: Path, lines: int) -> AsyncIterator[str]:
-    """The last *lines* lines, then each new one; survives that the file is cut. Ends when the consumer leaves."""
-    first, position = _tail_from(path, lines)
+async def follow(newest: Callable[[], Path], lines: int) -> AsyncIterator[str]:
+    """The last *lines* lines of the newest log, then each new one.
+
+    Goes on when the file is cut and when a newer one begins (*newest* is asked at each look); ends when the folder of
+    the logs is gone, or the consumer leaves.
+    """
+    path = newest()
+    first, position = await anyio.to_thread.run_sync(_tail_from, path, lines)
     for line in first:
         yield line
     rest = b""
-    while True:
+    while path.parent.is_dir():
         await anyio.sleep(_FOLLOW_INTERVAL)
-        fresh, position = _read_from(path, position)
+        fresh, position = await anyio.to_thread.run_sync(_read_from, path, position)
         whole = (rest + fresh).split(b"\n")
         rest = whole.pop()
         for found in whole:
             yield found.decode("utf-8", "replace")
+        if not fresh and (latest := newest()) != path:
+            path, position, rest = latest, 0, b""
 
 
 def _read_from(path: Path, position: int) -> tuple[bytes, int]:

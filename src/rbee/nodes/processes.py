@@ -61,11 +61,6 @@ def identify(pid: int) -> ProcessIdentity | None:
     return None if started is None else ProcessIdentity(pid, started, boot_id())
 
 
-def is_same(identity: ProcessIdentity) -> bool:
-    """Whether the process that *identity* names still lives."""
-    return identity.boot_id == boot_id() and start_time(identity.pid) == identity.start_time
-
-
 def same_user(pid: int) -> bool:
     try:
         return psutil.Process(pid).uids().real == os.getuid()
@@ -73,31 +68,93 @@ def same_user(pid: int) -> bool:
         return False
 
 
-class WatchedProcess:
-    """A process seen through its pidfd. ``child`` is its handle where it is ours to reap."""
+class Handle:
+    """A hold on one process: it can be waited for and signalled, and never becomes another one with the same pid.
 
-    def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None" = None) -> None:
+    A pidfd on Linux, opened once: when the hive has no descriptor left it can still kill. Elsewhere the pid alone.
+    Raises ProcessLookupError for a process that is not there, other OSErrors where it cannot be held.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self._closed = False
+
+    def signal(self, number: int) -> bool:
+        """Whether the process is still there, if only to be reaped; 0 sends nothing."""
+        if self._closed:
+            return False
+        try:
+            if self._fd is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def wait(self) -> None:
+        """Return once it runs no more (it may still want to be reaped)."""
+        if self._fd is None:
+            await anyio.to_thread.run_sync(_wait_elsewhere, self.pid, abandon_on_cancel=True)
+        else:
+            await anyio.wait_readable(self._fd)
+
+    def close(self) -> None:
+        if self._fd is not None and not self._closed:
+            os.close(self._fd)
+        self._closed = True
+
+
+class WatchedProcess:
+    """A process that one task waits for. ``child`` is its Popen where it is ours to reap."""
+
+    def __init__(
+        self, identity: ProcessIdentity, handle: Handle, child: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
         self._identity = identity
+        self._handle = handle
         self._child = child
 
     @property
     def identity(self) -> ProcessIdentity:
         return self._identity
 
+    async def wait_ended(self) -> None:
+        """Like ``wait``, but it stays held, and the reaping is left to whoever comes after."""
+        await self._handle.wait()
+
+    def close(self) -> None:
+        self._handle.close()
+
     async def wait(self) -> Exit:
-        await wait_ended(self._identity.pid)
-        if self._child is None:
-            return Exit(ExitReason.CRASHED)
-        # It has ended, so this reaps and does not block.
-        return from_wait_status(self._child.wait())
+        try:
+            await self._handle.wait()
+            # It has ended, so this reaps and does not block.
+            return Exit(ExitReason.CRASHED) if self._child is None else from_wait_status(self._child.wait())
+        finally:
+            self._handle.close()
 
     def terminate(self) -> None:
-        if is_same(self._identity):
-            os.kill(self._identity.pid, signal.SIGTERM)
+        self._handle.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        if is_same(self._identity):
+        if self._handle.signal(0):
             kill_group(self._identity.pid)
+
+
+def watch(pid: int) -> WatchedProcess | None:
+    """A process of the same user that is not our child; None where there is none, or it cannot be held."""
+    try:
+        handle = Handle(pid)
+    except OSError:
+        return None
+    # Asked after it is held: from here on the pid cannot become another process unnoticed.
+    identity = identify(pid)
+    if identity is None or not same_user(pid):
+        handle.close()
+        return None
+    return WatchedProcess(identity, handle)
 
 
 def kill_group(pid: int) -> None:
@@ -111,21 +168,6 @@ def kill_group(pid: int) -> None:
         return
 
 
-async def wait_ended(pid: int) -> None:
-    """Return once no process *pid* runs any more (it may still want to be reaped)."""
-    if not hasattr(os, "pidfd_open"):
-        await anyio.to_thread.run_sync(_wait_elsewhere, pid, abandon_on_cancel=True)
-        return
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await anyio.wait_readable(fd)
-    finally:
-        os.close(fd)
-
-
 def _wait_elsewhere(pid: int) -> None:
     try:
         psutil.Process(pid).wait()
@@ -135,22 +177,30 @@ def _wait_elsewhere(pid: int) -> None:
 
 async def end_identified(identity: ProcessIdentity, grace: float) -> bool:
     """SIGTERM, *grace* seconds, SIGKILL to the group. False when that process was gone already."""
-    if not is_same(identity):
+    process = watch(identity.pid)
+    if process is None:
         return False
-    os.kill(identity.pid, signal.SIGTERM)
-    with anyio.move_on_after(grace):
-        await wait_ended(identity.pid)
-        return True
-    if is_same(identity):
-        kill_group(identity.pid)
-        await wait_ended(identity.pid)
+    if process.identity != identity:
+        process.close()
+        return False
+    process.terminate()
+    with anyio.move_on_after(grace) as patience:
+        await process.wait_ended()
+    if patience.cancelled_caught:
+        process.kill()
+        await process.wait_ended()
+    process.close()
     return True
 
 
 def carriers(mark: str) -> Iterator[int]:
     """The pids that carry ``RBEE_WORKER_INCARNATION=mark`` in their environment. Blocking: reads every environment."""
     needle = f"{INCARNATION_VARIABLE}={mark}"
-    for pid in psutil.pids():
+    try:
+        pids = psutil.pids()
+    except OSError:
+        return
+    for pid in pids:
         try:
             if _LINUX:
                 found = needle.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

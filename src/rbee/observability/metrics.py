@@ -196,17 +196,12 @@ class _Gauges(Collector):
         for record in records:
             place = (record.worker.spec.backend, str(record.worker.spec.device))
             places.add(place)
-            seen[(self._shown_state(record), *place)] += 1
+            state = record.worker.shown_state(self._sources.in_flight_of(record.worker_id))
+            seen[(state, *place)] += 1
         for place in sorted(places):
             for state in SHOWN_STATES:
                 family.add_metric([state, *place], seen[(state, *place)])
         return family
-
-    def _shown_state(self, record: Record) -> str:
-        state = record.worker.state
-        if state is not WorkerState.READY:
-            return str(state)
-        return "busy" if self._sources.in_flight_of(record.worker_id) else "idle"
 
     def _machine(self) -> Iterator[Metric]:
         now = self._sources.machine()

@@ -10,13 +10,15 @@ _LENGTH: Final = 32
 
 def load_or_create(path: Path) -> bytes:
     """32 bytes. Raises OSError, among others for a file that others may read or that is damaged."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    if path.exists():
         return _load(path)
-    with os.fdopen(fd, "wb") as file:
-        fresh = secrets.token_bytes(_LENGTH)
+    # Whole or not at all: a crash in between must not leave a file that looks damaged. The caller holds the lock.
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    fresh = secrets.token_bytes(_LENGTH)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(fresh)
+    draft.rename(path)
     return fresh
 
 

@@ -56,7 +56,13 @@ class WorkerStore:
         await self._run(lambda db: db.execute("DELETE FROM workers WHERE worker_id = ?", (worker_id,)))
 
     async def load(self) -> Sequence[StoredWorker]:
-        return await self._run(lambda db: [_row(*found) for found in db.execute(_ALL)])
+        try:
+            return await self._run(lambda db: [_row(*found) for found in db.execute(_ALL)])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatabaseFailed(
+                f"{self._path} holds a worker that this version cannot read ({error!r}); move it away to start with an "
+                "empty one."
+            ) from error
 
     def close(self) -> None:
         with self._lock:

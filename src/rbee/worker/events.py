@@ -35,6 +35,12 @@ class Orphaned(NamedTuple):
     seconds: float
 
 
+class Broken(NamedTuple):
+    """A thread of ours ended by an error that it should not have had; *message* names it."""
+
+    message: str
+
+
 class EngineReady(NamedTuple):
     """The engine *pid* answers requests."""
 
@@ -48,7 +54,7 @@ class EngineIdle(NamedTuple):
 _LONGEST_POLL: Final = (1 << 31) - 1
 """Milliseconds; a C int."""
 
-Event = Signalled | Registered | Refused | Superseded | Orphaned | EngineReady | EngineIdle
+Event = Signalled | Registered | Refused | Superseded | Orphaned | Broken | EngineReady | EngineIdle
 
 
 class Mailbox:

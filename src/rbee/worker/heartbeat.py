@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from rbee.worker import log
 from rbee.worker.callback import Announcement, HiveClient, error_of, seconds_in, text_in
-from rbee.worker.events import Event, Orphaned, Refused, Registered, Superseded
+from rbee.worker.events import Broken, Event, Orphaned, Refused, Registered, Superseded
 from rbee.worker.pacing import BeatPlan, announce_delay
 from rbee.worker.wire import Answer
 
@@ -72,7 +72,15 @@ class Reporter:
             self._changed.notify_all()
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="reporter", daemon=True).start()
+        threading.Thread(target=self._guarded, name="reporter", daemon=True).start()
+
+    def _guarded(self) -> None:
+        """A worker without this thread would live on unheard and unseen; it ends loudly instead."""
+        try:
+            self._run()
+        except Exception as error:
+            self._post(Broken(f"{type(error).__name__}: {error}"))
+            raise
 
     def _run(self) -> None:
         while (announcement := self._wait_for_work()) is not False:

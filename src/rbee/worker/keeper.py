@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from rbee.core.environment import device_variables, inherited
 from rbee.worker import exit_file, log, ports, reason
 from rbee.worker.callback import Announcement, HiveClient, Identity
 from rbee.worker.engines.base import Engine, Probe
-from rbee.worker.environment import device_variables, inherited
 from rbee.worker.events import (
+    Broken,
     EngineIdle,
     EngineReady,
     Event,
@@ -125,6 +126,8 @@ class Keeper:
             case Superseded():
                 log.info("A newer incarnation of this worker exists")
                 return Ending("superseded", "a newer incarnation of this worker exists", 0)
+            case Broken(message):
+                return Ending("crashed", f"an error in the keeper itself: {message}", 1)
             case Orphaned(seconds):
                 log.error("No hive has answered a heartbeat for too long", seconds=seconds)
                 return Ending("orphaned", f"no hive answered a heartbeat for {seconds:g} s", 1)

@@ -66,6 +66,11 @@ def parse_address(url: str) -> Address:
         raise ValueError(f"'{url}' is none of http://host:port, https://host:port and unix:/path/to/socket")
     if parts.username is not None or parts.password is not None:
         raise ValueError("no user or password in the address: the token comes from RBEE_WORKER_TOKEN or RBEE_API_TOKEN")
+    try:
+        # The resolver encodes it so; a name that cannot be is no name, and is told now, not at every beat.
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"'{url}' names a host that cannot exist") from None
     encrypted = parts.scheme == "https"
     path = parts.path.rstrip("/")
     if not path.isascii() or not path.isprintable() or " " in path:

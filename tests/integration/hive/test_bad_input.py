@@ -1,5 +1,6 @@
 """Bad input of every kind: the right status, a message that says what to do, and a hive that serves on."""
 
+import os
 import socket
 from hashlib import sha256
 
@@ -167,6 +168,24 @@ def test_a_bad_inference_request_gets_openais_error(hive, body, status, code):
     assert answer.json["error"]["type"]
 
 
+def test_a_control_request_is_not_read_before_it_is_known_to_be_wanted(hive):
+    """Checked against a schema, such a body would hold the loop, and every heartbeat, for seconds."""
+    body = b"{" + b",".join(b'"k%d":1' % number for number in range(60_000)) + b"}"
+    answer = hive.post("/v1/heartbeat", body)
+    assert (answer.status, answer.code) == (413, "body_too_large")
+
+
+def test_a_named_pipe_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    with running_hive(tmp_path / "state", {"models.allowed_roots": str(tmp_path)}) as hive:
+        for name, status in (("pipe", 400), ("folder", 400), ("loop", 404)):
+            answer = hive.post(SPAWN, {"model_ref": f"file:{tmp_path}/{name}.gguf"})
+            assert answer.status == status, answer.body
+        assert hive.stop() == 0
+
+
 def test_a_page_of_another_host_cannot_reach_it(hive):
     assert hive.get("/v1/workers", headers={"host": "evil.example"}).status == 421
     assert hive.get("/v1/workers", headers={"origin": "https://evil.example"}).status == 403
@@ -194,6 +213,8 @@ def test_every_key_may_do_its_own_and_nothing_else(tmp_path):
             assert hive.get("/v1/workers", token=token).status == 401
             assert hive.post(CHAT, {"model": "x"}, token=token).status == 401
         assert hive.get("/v1/health").status == hive.get("/metrics").status == 200
+        assert hive.get("/openapi.json").status == 401
+        assert hive.post("/v1/heartbeat", b"not even JSON").status == 401
         assert hive.post(SPAWN, {"model_ref": "synthetic:x"}, token=CLIENT).status == 403
         assert hive.get("/v1/models", token=CLIENT).status == 200
         assert hive.post(CHAT, {"model": "x"}, token=CLIENT).status == 404
@@ -201,6 +222,9 @@ def test_every_key_may_do_its_own_and_nothing_else(tmp_path):
         worker_id = hive.post(SPAWN, {"model_ref": "synthetic:x"}, token=TOKEN).json["worker_id"]
         assert hive.call("DELETE", f"/v1/workers/{worker_id}", token=CLIENT).status == 403
         assert TOKEN not in hive.log_path.read_text()
+
+
+EXPECTED = (b"400", b"404", b"405", b"415", b"421", b"431", b"501", b"505")
 
 
 def test_two_hundred_malformed_requests_lose_nothing(hive):
@@ -226,17 +250,24 @@ def test_two_hundred_malformed_requests_lose_nothing(hive):
         b"G" * 70_000,
         b"CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ]
-    for number in range(200):
-        try:
-            answer = hive.raw(requests[number % len(requests)])
-        except (ConnectionResetError, BrokenPipeError):
-            continue
-        status = answer.split(b" ", 2)[1:2]
-        assert status
-        assert status[0] in (b"400", b"404", b"405", b"415", b"421", b"431", b"501", b"505"), (
-            number % len(requests),
-            answer[:200],
-        )
+    worker_id = hive.ready(engine_args=["--tokens-per-second", "50"])["worker_id"]
+    answers = 0
+    with hive.stream(CHAT, body={"model": worker_id, "messages": [], "max_tokens": 100, "stream": True}) as lines:
+        next(lines)
+        for number in range(200):
+            try:
+                answer = hive.raw(requests[number % len(requests)])
+            except (ConnectionResetError, BrokenPipeError):
+                # Refused while it was still being sent; the reset may overtake the answer.
+                continue
+            answers += 1
+            status = answer.split(b" ", 2)[1:2]
+            assert status
+            assert status[0] in EXPECTED, (number % len(requests), answer[:200])
+        assert sum(line.startswith(b"data:") for line in lines) >= 100
+    assert answers > 150
     with socket.create_connection(("127.0.0.1", hive.port), 5) as half:
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     assert hive.get("/v1/health").json["status"] == "alive"
+    hive.call("DELETE", f"/v1/workers/{worker_id}")
+    hive.wait_state(worker_id, "gone")

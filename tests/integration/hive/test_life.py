@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import statistics
 import threading
+from datetime import UTC, datetime
 
 from tests.hives import is_alive, wait_for
 
@@ -77,6 +79,23 @@ def test_after_a_death_the_other_worker_of_the_model_answers(hive):
         hive.post("/v1/chat/completions", {"model": "synthetic:x", **CHAT}).headers["x-rbee-worker"]
         == second["worker_id"]
     )
+
+
+def test_a_killed_worker_is_out_of_routing_within_50_ms(hive):
+    """By the journal's own time; the median of nine, so that one late wake-up of this machine means nothing."""
+    delays = []
+    for part in ("pid", "engine_pid", "pid") * 3:
+        worker = hive.ready()
+        killed = datetime.now(UTC)
+        os.kill(worker[part], signal.SIGKILL)
+        hive.wait_state(worker["worker_id"], "failed")
+        with hive.stream("/v1/events", {"last-event-id": "0"}) as lines:
+            entries = (json.loads(line[5:]) for line in lines if line.startswith(b"data:"))
+            left = next(
+                e for e in entries if e["worker_id"] == worker["worker_id"] and e["before"] == "ready" != e["after"]
+            )
+        delays.append((datetime.fromisoformat(left["at"]) - killed).total_seconds())
+    assert statistics.median(delays) <= 0.05
 
 
 def test_a_restart_by_hand_is_another_process_of_the_same_worker(hive):

@@ -1,5 +1,6 @@
 """How a hive starts, what keeps it from starting, and that nothing is left when it has ended."""
 
+import os
 import signal
 import socket
 import stat
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rbee.storage.workers import WorkerStore
 from tests.hives import QUICK, Hive, clean_environ, is_alive, running_hive, wait_for
+
+TOKEN = {"RBEE_API_TOKEN": "a-token-that-is-long-enough"}
 
 
 def run_daemon(*arguments, environ=None):
@@ -65,13 +69,43 @@ def test_a_start_that_would_be_wrong_is_refused_in_one_line(tmp_path, arguments,
 
 
 def test_a_damaged_database_is_named_and_nothing_is_started(tmp_path):
-    (tmp_path / "state").mkdir()
+    (tmp_path / "state").mkdir(mode=0o700)
     (tmp_path / "state" / "rbee.db").write_bytes(b"this is no database" * 1000)
     refused = run_daemon("--state-dir", tmp_path / "state", "--port", 0)
     assert refused.returncode == 1
     assert "rbee.db" in refused.stderr
     assert "move it away" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_row_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "state").mkdir(mode=0o700)
+    store = WorkerStore(tmp_path / "state" / "rbee.db")
+    store._open()
+    store._connection.execute("INSERT INTO workers (worker_id, incarnation, spec) VALUES ('w-1', 1, '{}')")
+    store.close()
+    refused = run_daemon("--state-dir", tmp_path / "state", "--port", 0)
+    assert refused.returncode == 1
+    assert "cannot read" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_address_that_is_not_ours_is_not_called_a_port_in_use(tmp_path):
+    refused = run_daemon("--state-dir", tmp_path / "state", "--port", 9555, "--host", "192.0.2.1", environ=TOKEN)
+    assert refused.returncode == 2
+    assert "server.host = 192.0.2.1" in refused.stderr
+    assert "listens there" not in refused.stderr
+
+
+def test_a_directory_that_others_use_is_left_as_it_is(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "file").touch()
+    refused = run_daemon("--state-dir", shared, "--port", 0)
+    assert refused.returncode == 2
+    assert f"chmod 700 {shared}" in refused.stderr
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    assert [path.name for path in shared.iterdir()] == ["file"]
 
 
 def test_only_its_owner_can_reach_the_control_socket(hive):
@@ -142,6 +176,24 @@ def test_what_a_killed_hive_left_is_ended_by_the_next_one(start_hive):
         assert not is_alive(worker["engine_pid"])
         assert second.get("/v1/workers").json == {"workers": []}
         assert second.ready()["state"] == "idle"
+    finally:
+        second.end()
+
+
+def test_a_stop_while_leftovers_are_ended_waits_for_their_end(start_hive):
+    first = start_hive()
+    worker = first.ready()
+    first.signal(signal.SIGKILL)
+    first.process.wait(30)
+    os.kill(worker["pid"], signal.SIGSTOP)
+    second = Hive(first.state_dir, {**QUICK, "lifecycle.term_grace": "2s"})
+    try:
+        second.launch()
+        second.port = wait_for(second.listening, "the second hive listens")
+        second.signal(signal.SIGTERM)
+        assert second.process.wait(60) == 0
+        assert not is_alive(worker["pid"])
+        assert not is_alive(worker["engine_pid"])
     finally:
         second.end()
 

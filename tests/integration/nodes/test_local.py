@@ -1,16 +1,19 @@
 """Real processes of the local node: identity, signals that never hit a stranger, logs, what a worker is told."""
 
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from rbee.core.exits import ExitReason
-from rbee.core.launch import EngineOptions, Launch, ProcessIdentity
+from rbee.core.launch import EngineOptions, Launch
 from rbee.core.worker import WorkerSpec
 from rbee.nodes import logs, processes
 from rbee.nodes.local import LocalNode, command, environment
@@ -40,49 +43,58 @@ def sleeper():
     child.wait()
 
 
-def test_a_process_is_the_same_only_with_its_start_time_and_boot(sleeper):
+def test_a_process_is_known_by_more_than_its_pid(sleeper):
     identity = processes.identify(sleeper.pid)
-    assert processes.is_same(identity)
-    assert not processes.is_same(ProcessIdentity(identity.pid, identity.start_time + 1, identity.boot_id))
-    assert not processes.is_same(ProcessIdentity(identity.pid, identity.start_time, "another boot"))
+    assert identity == processes.identify(sleeper.pid)
+    assert identity.start_time > 0
+    assert identity.boot_id
 
 
 def test_a_zombie_is_no_process():
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert processes.identify(child.pid) is None
+    assert processes.watch(child.pid) is None
     child.wait()
 
 
-def test_a_signal_is_never_sent_to_another_process_with_the_same_pid(sleeper):
+async def test_an_earlier_process_with_the_same_pid_is_no_leftover(sleeper):
     real = processes.identify(sleeper.pid)
-    earlier = ProcessIdentity(real.pid, real.start_time - 1, real.boot_id)
-    stranger = processes.WatchedProcess(earlier)
-    stranger.terminate()
-    stranger.kill()
+    for changes in ({"start_time": real.start_time - 1}, {"boot_id": "another boot"}):
+        assert not await processes.end_identified(replace(real, **changes), 0.05)
     # A signal that was sent takes a moment to end a process, so its absence takes one to be seen.
     with pytest.raises(subprocess.TimeoutExpired):
         sleeper.wait(0.5)
 
 
 async def test_the_end_of_a_process_is_seen_with_its_status(sleeper):
-    watched = processes.WatchedProcess(processes.identify(sleeper.pid), sleeper)
-    async with anyio.create_task_group() as tasks:
-        seen = []
-
-        async def wait():
-            seen.append(await watched.wait())
-
-        tasks.start_soon(wait)
-        watched.terminate()
-    assert seen[0].signal_number == signal.SIGTERM
+    identity = processes.identify(sleeper.pid)
+    watched = processes.WatchedProcess(identity, processes.Handle(sleeper.pid), sleeper)
+    watched.terminate()
+    assert (await watched.wait()).signal_number == signal.SIGTERM
+    # It is let go of: what has that pid from now on is somebody else.
+    watched.terminate()
+    watched.kill()
 
 
 async def test_a_process_that_is_not_our_child_is_seen_to_end_too(sleeper):
-    node_view = processes.WatchedProcess(processes.identify(sleeper.pid))
+    watched = processes.watch(sleeper.pid)
     sleeper.kill()
-    exit_ = await node_view.wait()
+    exit_ = await watched.wait()
     assert (exit_.code, exit_.signal_number) == (None, None)
+
+
+async def test_a_process_can_be_killed_when_no_descriptor_is_left(sleeper):
+    watched = processes.WatchedProcess(processes.identify(sleeper.pid), processes.Handle(sleeper.pid), sleeper)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/dev/null", os.O_RDONLY)
+        watched.kill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (await watched.wait()).signal_number == signal.SIGKILL
 
 
 @pytest.fixture
@@ -155,7 +167,14 @@ def test_only_the_last_logs_of_a_worker_are_kept(tmp_path):
 
 
 def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(tmp_path):
-    environ = {"PATH": "/bin", "RBEE_API_TOKEN": "admin", "AWS_SECRET_ACCESS_KEY": "x", "CUDA_VISIBLE_DEVICES": "0"}
+    environ = {
+        "PATH": "/bin",
+        "RBEE_API_TOKEN": "admin",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "NVIDIA_API_KEY": "x",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HF_HOME": "/hub",
+    }
     argv = command(LAUNCH, tmp_path / "exit.json")
     assert argv[:3] == [sys.executable, "-m", "rbee.worker"]
     assert argv[-3:] == ["--", "--load-seconds", "5"]
@@ -163,8 +182,8 @@ def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(
     built = environment(LAUNCH, environ)
     assert built["RBEE_WORKER_TOKEN"] == "a-secret-token"
     assert built["RBEE_WORKER_INCARNATION"] == "w-1:3"
-    assert built["CUDA_VISIBLE_DEVICES"] == "0"
-    assert {"RBEE_API_TOKEN", "AWS_SECRET_ACCESS_KEY"}.isdisjoint(built)
+    assert (built["CUDA_VISIBLE_DEVICES"], built["HF_HOME"]) == ("0", "/hub")
+    assert {"RBEE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "NVIDIA_API_KEY"}.isdisjoint(built)
 
 
 def test_the_template_of_a_command_engine_travels_in_the_environment(tmp_path):
@@ -172,6 +191,10 @@ def test_the_template_of_a_command_engine_travels_in_the_environment(tmp_path):
     launch = Launch(SPEC, 1, 8081, 9000, "", token="t", engine=engine)
     assert environment(launch, {})["RBEE_ENGINE_COMMAND"] == '["vllm", "serve", "{model}"]'
     assert "vllm" not in " ".join(command(launch, tmp_path / "exit.json"))
+
+
+def newest(folder):
+    return max(folder.glob("*.log"), default=folder / "0.log")
 
 
 class TestLogs:
@@ -202,12 +225,12 @@ class TestLogs:
         assert not logs.cut(log, 5000)
         assert not logs.cut(tmp_path / "none.log", 5000)
 
-    async def test_a_followed_log_gives_new_lines_and_survives_a_cut(self, tmp_path):
+    async def test_a_followed_log_goes_on_over_cuts_and_restarts_and_ends_with_its_worker(self, tmp_path):
         log = tmp_path / "1.log"
         log.write_text("one\ntwo\n")
         seen = []
         with anyio.fail_after(30):
-            async for line in logs.follow(log, 1):
+            async for line in logs.follow(lambda: newest(tmp_path), 1):
                 seen.append(line)
                 if line == "two":
                     with log.open("a") as writer:
@@ -218,5 +241,7 @@ class TestLogs:
                 elif line == "four":
                     log.write_text("five\n")
                 elif line == "five":
-                    break
-        assert seen == ["two", "three", "four", "five"]
+                    (tmp_path / "2.log").write_text("six\n")
+                elif line == "six":
+                    shutil.rmtree(tmp_path)
+        assert seen == ["two", "three", "four", "five", "six"]

@@ -9,6 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from rbee.core import auth
+from rbee.core import events as ev
 from rbee.core.errors import (
     AliasInUse,
     Forbidden,
@@ -24,7 +25,7 @@ from rbee.core.errors import (
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import ProcessIdentity, StoredWorker
 from rbee.core.routing import Standing
-from rbee.core.worker import WorkerSpec, WorkerState
+from rbee.core.worker import TRANSITIONS, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
 from rbee.hive.pool import PoolOptions
 from rbee.testing import FakeHive, FakeStore
@@ -221,16 +222,10 @@ async def test_an_illegal_event_from_inside_ends_that_worker_alone():
     async with running(FakeHive()) as hive:
         record, other = await ready_worker(hive), await ready_worker(hive)
         from_nowhere = hive.pool._supervisors[record.worker_id]
-        from_nowhere.fire(ev_backoff())
+        from_nowhere.fire(ev.BackoffEnded())
         await settled()
         assert hive.pool.illegal_events == 1
         assert (record.worker.state, other.worker.state) == (S.FAILED, S.READY)
-
-
-def ev_backoff():
-    from rbee.core.events import BackoffEnded  # noqa: PLC0415 - only here
-
-    return BackoffEnded()
 
 
 async def test_ports_that_others_hold_are_passed_over_and_two_workers_never_share_one():
@@ -296,6 +291,33 @@ class TestExternal:
             hive.pool.went_stale("by-hand")
             await until_gone(hive, record)
 
+    async def test_the_last_word_of_a_dead_one_does_not_touch_its_successor(self):
+        async with running(FakeHive()) as hive:
+            await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            second = await hive.pool.announce(ANYBODY, announcement("by-hand", pid=1001))
+            with pytest.raises(OlderIncarnation, match="1001"):
+                await hive.pool.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+            assert second.worker.state is S.READY
+
+    async def test_one_that_comes_back_while_it_is_being_forgotten_is_registered_after_that(self):
+        """Its id leaves the registry at once, and what is kept of it a moment later."""
+        hive = FakeHive()
+        hive.node.forget_delay = 5.0
+        async with running(hive):
+            await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            hive.pool.delete("by-hand", force=True)
+            assert "by-hand" not in hive.registry
+            again = await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            await anyio.sleep(60)
+            assert hive.registry.get("by-hand") is again
+            hive.pool.went_stale("by-hand")
+            await until_gone(hive, again)
+
+    async def test_one_may_not_be_the_hive_itself(self):
+        async with running(FakeHive()) as hive:
+            with pytest.raises(InvalidField, match="the hive's own"):
+                await hive.pool.announce(ANYBODY, announcement("by-hand", url="http://127.0.0.1:9200"))
+
     async def test_one_that_is_started_again_under_its_id_takes_the_place_of_the_dead_one(self):
         async with running(FakeHive()) as hive:
             first = await hive.pool.announce(ANYBODY, announcement("by-hand"))
@@ -326,6 +348,14 @@ class TestExternal:
             with pytest.raises(InvalidField, match="http://host:port"):
                 await hive.pool.announce(ANYBODY, announcement("by-hand", url=url))
 
+    async def test_its_url_is_checked_at_every_callback(self):
+        async with running(FakeHive()) as hive:
+            record = await hive.pool.announce(ANYBODY, announcement("by-hand", "loading"))
+            for url in ("http://192.0.2.1:80", "http://a..b:80", "nonsense", "http://127.0.0.1:9200"):
+                with pytest.raises(InvalidField):
+                    await hive.pool.announce(ANYBODY, announcement("by-hand", url=url))
+            assert (record.worker.state, record.worker.url) == (S.LOADING, "http://127.0.0.1:8081")
+
     async def test_its_name_may_not_be_an_alias_and_it_may_not_be_dead(self):
         async with running(FakeHive()) as hive:
             await hive.pool.spawn(replace(SPEC, alias="chat"))
@@ -339,6 +369,37 @@ class TestExternal:
         async with running(FakeHive(options=options)) as hive:
             with pytest.raises(Forbidden, match=r"workers\.allow_external"):
                 await hive.pool.announce(ANYBODY, announcement("by-hand"))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://192.0.2.1:80", "ftp://127.0.0.1:1", "http://["])
+async def test_a_worker_of_the_hive_may_not_lead_requests_elsewhere(url):
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        worker, entries = record.worker, hive.pool.journal.last_number
+        with pytest.raises(InvalidField):
+            await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, url=url))
+        assert record.worker is worker
+        assert hive.pool.journal.last_number == entries
+
+
+SAID = {"loading": ev.AnnouncedLoading, "ready": ev.AnnouncedReady, "failed": ev.AnnouncedFailed}
+
+
+@pytest.mark.parametrize("state", [state for state in S if state is not S.GONE])
+@pytest.mark.parametrize("said", SAID)
+async def test_every_callback_in_every_state_is_taken_or_refused_with_nothing_changed(state, said):
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        record.worker = before = replace(record.worker, state=state)
+        voice, body = hive.speaker(record.worker_id), announcement(record.worker_id, said, incarnation=1, reason="no")
+        if (state, SAID[said]) in TRANSITIONS:
+            await hive.pool.announce(voice, body)
+            assert record.worker.state in TRANSITIONS[state, SAID[said]]
+        else:
+            with pytest.raises(IllegalTransition):
+                await hive.pool.announce(voice, body)
+            assert record.worker is before
+        record.worker = replace(record.worker, state=S.FAILED)
 
 
 class TestVoices:
@@ -378,6 +439,20 @@ class TestStop:
             assert anyio.current_time() - start == pytest.approx(20 + 7)
             assert hive.node.processes[0].signals == ["TERM", "KILL"]
 
+    async def test_a_drain_that_has_begun_before_ends_by_the_shutdowns_time(self):
+        options = replace(FakeHive().options, drain_timeout=120.0, term_grace=60.0)
+        hive = FakeHive(options=options)
+        hive.node.deaf = True
+        async with running(hive):
+            record = await ready_worker(hive)
+            hive.routes.acquire(record.worker_id)
+            hive.pool.delete(record.worker_id)
+            await settled()
+            start = anyio.current_time()
+            assert await hive.pool.stop(30.0) == []
+            assert anyio.current_time() - start <= 27
+            assert hive.node.processes[0].signals == ["TERM", "KILL"]
+
     async def test_what_would_not_stop_is_named(self, monkeypatch):
         hive = FakeHive()
         hive.node.deaf = True
@@ -398,11 +473,24 @@ class TestStop:
             assert hive.node.processes[0].signals == ["KILL"]
 
 
+async def test_a_kill_that_did_not_end_it_is_sent_again(monkeypatch):
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        process = hive.node.processes[0]
+        real = process.kill
+        monkeypatch.setattr(process, "kill", lambda: process.signals.append("lost"))
+        hive.pool.delete(record.worker_id, force=True)
+        await anyio.sleep(35)
+        assert process.signals == ["lost"] * 4
+        monkeypatch.setattr(process, "kill", real)
+        await until_gone(hive, record)
+
+
 async def test_what_an_earlier_hive_left_is_ended_and_forgotten():
     left = StoredWorker(replace(SPEC, worker_id="w-old"), 3, ProcessIdentity(77, 1, "boot"))
     never_forked = StoredWorker(replace(SPEC, worker_id="w-early"), 1)
     async with running(FakeHive(store=FakeStore([left, never_forked]))) as hive:
-        assert sorted(await hive.pool.end_leftovers()) == ["w-early", "w-old"]
+        await hive.pool.end_leftovers(await hive.store.load())
         assert hive.node.ended_leftovers == [left.identity]
         assert sorted(hive.node.swept) == [("w-early", 1), ("w-old", 3)]
         assert hive.store.rows == {}

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from rbee.core.engine_args import parse
+from rbee.core.environment import device_variables, inherited
 from rbee.worker.engines.base import Plan
 from rbee.worker.engines.command import Command, fill
 from rbee.worker.engines.dialect import as_telemetry, lists_model, read_metrics, slots_idle
 from rbee.worker.engines.llama_cpp import LlamaCpp, parameters
-from rbee.worker.environment import device_variables, inherited
 
 
 def plan(*arguments: str, backend: str = "cpu", ctx_size: int = 4096, slots: int = 4) -> Plan:

@@ -1,4 +1,4 @@
-"""The environment of an engine, built from what is known to be needed: nothing else of ours gets in, no token least."""
+"""The environment of a child, built from what is known to be needed: nothing else of ours gets in, no token least."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -24,7 +24,8 @@ _VISIBLE_DEVICES: Final = {
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """What an engine may see of *environ*: paths, locale and the switches of drivers and engines, but no secret."""
+    """What a keeper and its engine may see of *environ*: paths, locale, switches of drivers and
+    engines, but no secret."""
     return {
         name: value
         for name, value in environ.items()

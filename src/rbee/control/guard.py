@@ -1,0 +1,62 @@
+"""What is decided before a request's body is read: strangers and oversized bodies cost nothing."""
+
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rbee.core import auth
+from rbee.core.errors import BodyTooLarge, RequestError, Unauthorized, status_of
+
+MAX_BODY_BYTES: Final = 256 * 1024
+"""The largest body that any call here needs is a spawn with a chat template, 64 KiB. Checking one of 32 MiB, the
+gateway's limit for inference, against a schema would hold the loop for seconds."""
+PUBLIC: Final = frozenset({"/metrics"})
+"""Paths that anybody may ask for here (metrics asks for more itself, where ``auth.metrics_auth`` is set)."""
+
+
+class Guard:
+    """ASGI middleware: 401 without a key where keys are required, 413 for a body that no call needs."""
+
+    def __init__(self, app: ASGIApp, policy: auth.AuthPolicy) -> None:
+        self._app = app
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                self._check(scope["path"], headers)
+            except RequestError as error:
+                await error_response(error, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        if path not in PUBLIC:
+            auth.require_known(auth.resolve(self._policy, presented_key(headers)))
+        length = headers.get("content-length", "0")
+        # The gateway holds each body whole and says how long it is; our own workers do too.
+        if "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"The body of a control request may have at most {MAX_BODY_BYTES} bytes.")
+
+
+def presented_key(headers: Headers) -> str | None:
+    """The key that a request brings, in either of the two usual ways."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key")
+
+
+def error_response(error: RequestError, headers: Headers, extra: dict[str, str] | None = None) -> JSONResponse:
+    """The one shape of an error, with the headers that belong to it."""
+    fields = dict(extra or {})
+    if isinstance(error, Unauthorized):
+        fields["www-authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        fields["retry-after"] = str(max(1, round(error.retry_after)))
+    request_id = headers.get("x-request-id") or uuid.uuid4().hex
+    return JSONResponse(error.body(request_id), status_of(error), fields)
