@@ -7,6 +7,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from rbee.core.errors import (
     BodyTooLarge,
     BufferFull,
@@ -14,6 +16,7 @@ from rbee.core.errors import (
     MalformedRequest,
     RequestError,
     RequestTimeout,
+    UnexpectedError,
     status_of,
 )
 from rbee.gateway import faults, fence, rewrite
@@ -25,6 +28,11 @@ from rbee.gateway.ports import Exchange, Transport
 
 if TYPE_CHECKING:
     from rbee.gateway.door import FrontDoor
+
+log = structlog.get_logger(__name__)
+
+CLIENT_GONE: Final = 499
+"""What nginx logs for a client that went away first."""
 
 LINGER: Final = 2.0
 """Seconds in which what a refused client still sends is read and dropped: closing at once would reset the
@@ -74,7 +82,7 @@ class ClientConnection:
         self._held = 0
         self._close = False
         self._pending = b""
-        self._chunked_answer = self._bodyless = False
+        self._chunked_answer = self._bodyless = self._answering = False
 
     # asyncio's callbacks
 
@@ -108,11 +116,32 @@ class ClientConnection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = Phase.CLOSED
+        try:
+            self._drop_exchange(CLIENT_GONE)
+        except Exception:  # whatever it is, the connection and its bytes are gone
+            log.exception("request_broken", request_id=self._request_id)
+        finally:
+            self.drop_body()
+            self._left(self)
+
+    def _drop_exchange(self, status: int) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.client_gone()
-        self.drop_body()
-        self._left(self)
+            exchange.drop(status)
+
+    def broken(self) -> None:
+        log.exception("request_broken", request_id=self._request_id)
+        try:
+            self._drop_exchange(500)
+            if self._answering or self._phase in (Phase.LINGER, Phase.CLOSED):
+                self.abort()
+            else:
+                self._close = True
+                self.refuse(UnexpectedError("Something went wrong here that should not. It is in the log."))
+        except Exception:  # nothing is left but to end it
+            log.exception("connection_broken", request_id=self._request_id)
+            self.drop_body()
+            self.abort()
 
     # reading requests
 
@@ -124,6 +153,8 @@ class ClientConnection:
         try:
             while not self._writing_paused and self._step():
                 pass
+        except Exception:  # a callback has no caller who would end the connection
+            self.broken()
         finally:
             self._advancing = False
         self._pace()
@@ -259,6 +290,7 @@ class ClientConnection:
         else:
             out += data
         if out and not self._transport.is_closing():
+            self._answering = True
             self._transport.write(out)
         if done:
             self._finish()
@@ -319,6 +351,12 @@ class ClientConnection:
     # time, and the end
 
     def tick(self, now: float) -> None:
+        try:
+            self._tick(now)
+        except Exception:  # one connection's error must not cost the others their time
+            self.broken()
+
+    def _tick(self, now: float) -> None:
         if self._exchange is not None and self._phase is Phase.BUSY:
             self._exchange.tick(now)
         if now < self._deadline:

@@ -123,12 +123,18 @@ class FrontDoor:
         self._closing = value
         if value:
             for request in self.room:
-                request.shut(_shutting_down())
+                try:
+                    request.shut(_shutting_down())
+                except Exception:  # one request's error must not cost the others theirs
+                    request.broken()
 
     def _on_routes_changed(self) -> None:
         self.pool.retain({(route.host, route.port) for route in self.routes if route.standing is not Standing.OUT})
         for request in self.room:
-            request.wake()
+            try:
+                request.wake()
+            except Exception:  # as above; the hive, which calls, knows nothing of requests
+                request.broken()
 
     def model_names(self, limit: int) -> list[str]:
         """The names that can be asked for now, each model's shortest one, at most *limit*."""

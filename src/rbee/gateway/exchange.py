@@ -10,7 +10,7 @@ from rbee.gateway.ports import Client
 from rbee.gateway.rewrite import Fields, for_control, from_upstream
 from rbee.gateway.upstream import AnswerHead, Pool, Request, Upstream
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
 RETRY_AFTER = 1.0
 """Seconds; the control API is there within one or two of the daemon's start."""
@@ -39,7 +39,7 @@ class OwnAnswer:
 
     def client_paused(self) -> None: ...
     def client_resumed(self) -> None: ...
-    def client_gone(self) -> None: ...
+    def drop(self, status: int) -> None: ...
 
 
 class Relay:
@@ -59,8 +59,11 @@ class Relay:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def client_gone(self) -> None:
+    def drop(self, status: int) -> None:
         self.leave_upstream()
+
+    def broken(self) -> None:
+        self.client.broken()
 
     def leave_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None

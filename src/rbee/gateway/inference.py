@@ -32,7 +32,7 @@ from rbee.gateway.waiting import RETRY_AFTER
 if TYPE_CHECKING:
     from rbee.gateway.door import FrontDoor
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
 COMMENT_INTERVAL: Final = 5.0
 """Seconds between two comments on a stream that waits."""
@@ -46,9 +46,6 @@ MAX_LOSSES: Final = 2
 MAX_NAMES: Final = 20
 MAX_FOREIGN_ANSWER: Final = 65536
 """Bytes kept of an answer that should have been a stream."""
-
-CLIENT_GONE: Final = 499
-"""What nginx logs for a client that went away first."""
 
 
 class Phase(Enum):
@@ -273,8 +270,8 @@ class Inference(Relay):
         self._commented_at = now
         self.client.send(b": waiting\n\n")
 
-    def client_gone(self) -> None:
-        self._close(CLIENT_GONE)
+    def drop(self, status: int) -> None:
+        self._close(status)
 
     def shut(self, error: RequestError) -> None:
         """Waiting is over: the hive stops."""
@@ -305,7 +302,13 @@ class Inference(Relay):
         self.leave_upstream()
         self._release()
         if self._account.model:
+            self._tell_usage(status)
+
+    def _tell_usage(self, status: int) -> None:
+        try:
             self._door.usage(self._account.usage(status, now()))
+        except Exception:  # the sink is not ours, and the client's answer must not depend on it
+            log.exception("usage_lost", request_id=self._account.request_id)
 
     def _release(self) -> None:
         lease, self._lease = self._lease, None

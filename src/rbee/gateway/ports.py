@@ -44,6 +44,9 @@ class Client(Protocol):
     def abort(self) -> None:
         """End the connection now, so that the client sees that the answer is not whole."""
 
+    def broken(self) -> None:
+        """An unexpected error of ours, in an ``except``: log it, and end this request and its connection."""
+
     def drop_body(self) -> None:
         """The body of the request is not needed any more."""
 
@@ -59,7 +62,9 @@ class Exchange(Protocol):
 
     def client_paused(self) -> None: ...
     def client_resumed(self) -> None: ...
-    def client_gone(self) -> None: ...
+
+    def drop(self, status: int) -> None:
+        """It ends without (more of) an answer, *status* is for the record: the client has gone, or we have failed."""
 
 
 Work = Callable[[], Any]

@@ -5,6 +5,8 @@ import socket
 from ssl import SSLContext
 from typing import Final
 
+import structlog
+
 from rbee.core.auth import AuthPolicy
 from rbee.core.routing import RouteTable
 from rbee.core.usage import UsageSink
@@ -14,9 +16,15 @@ from rbee.gateway.exchange import now
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.ports import Then, Work
 
+log = structlog.get_logger(__name__)
+
 BACKLOG: Final = 4096
 TICK_INTERVAL: Final = 0.25
 """Seconds between two looks at all deadlines; one timer for all connections costs less than one for each."""
+
+
+ABORT_LIMIT: Final = 2.0
+"""Seconds; the loop tells an aborted connection's end in its next round."""
 
 
 class _Connection(ClientConnection, asyncio.Protocol):  # type: ignore[misc]
@@ -57,11 +65,18 @@ class Gateway(FrontDoor):
         except TimeoutError:
             for connection in list(self._connections):
                 connection.abort()
-            await self._empty.wait()
+            await self._await_aborted()
         self.pool.close()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
+
+    async def _await_aborted(self) -> None:
+        try:
+            async with asyncio.timeout(ABORT_LIMIT):
+                await self._empty.wait()
+        except TimeoutError:
+            log.error("connections_left", count=len(self._connections))  # noqa: TRY400 - the trace tells nothing
 
     def _accept(self) -> asyncio.Protocol:
         return _Connection(self, self._joined, self._left)
@@ -83,11 +98,13 @@ class Gateway(FrontDoor):
     def _tick(self) -> None:
         self._ticking = None
         time = now()
-        for connection in list(self._connections):
-            connection.tick(time)
-        self.pool.sweep(time)
-        if self._connections or len(self.pool):
-            self._arm()
+        try:
+            for connection in list(self._connections):
+                connection.tick(time)
+            self.pool.sweep(time)
+        finally:
+            if self._connections or len(self.pool):
+                self._arm()
 
 
 def _run_in_thread(work: Work, then: Then) -> None:

@@ -15,6 +15,8 @@ _SLACK_BYTES: Final = 3 * LAST_BYTES
 
 _VALUE: Final = re.compile(r"\s*:\s*(?=\{)")
 _JSON: Final = json.JSONDecoder()
+_LIMIT: Final = 2**53
+"""No counter holds more exactly; an engine that says more does not count."""
 
 
 class Sample:
@@ -114,4 +116,4 @@ def _first(values: dict[str, Any], *names: str) -> int | None:
 
 
 def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LIMIT else None

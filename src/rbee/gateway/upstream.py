@@ -53,6 +53,9 @@ class Asker(Protocol):
     def lost(self, reason: str, stale: bool) -> None:
         """There will be no (more) answer. *stale*: a kept connection that had ended before it was used."""
 
+    def broken(self) -> None:
+        """One of the two has raised what nobody expects (told in the ``except``): end, whatever state it is in."""
+
 
 class Upstream(asyncio.Protocol):
     """One connection. ``heard_at`` is when its last byte came (seconds, performance counter)."""
@@ -118,7 +121,19 @@ class Upstream(asyncio.Protocol):
         asker, self._asker = self._asker, None
         self._end()
         if asker is not None:
+            self._tell_lost(asker, reason)
+
+    def _tell(self, asker: Asker, head: AnswerHead | None, data: bytes, *, done: bool) -> None:
+        try:
+            asker.answered(head, data, done)
+        except Exception:  # a callback has no caller who would end the request
+            asker.broken()
+
+    def _tell_lost(self, asker: Asker, reason: str) -> None:
+        try:
             asker.lost(reason, self._reused and not self._heard)
+        except Exception:  # as above
+            asker.broken()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -128,8 +143,9 @@ class Upstream(asyncio.Protocol):
                     await loop.create_unix_connection(lambda: self, self.address)
                 else:
                     await loop.create_connection(lambda: self, *self.address)
-        except OSError as error:
-            self._lose(f"no connection: {error.strerror or type(error).__name__}")
+        except (OSError, ValueError) as error:
+            # ValueError: an address that is none, such as a name that IDNA cannot encode.
+            self._lose(f"no connection: {getattr(error, 'strerror', None) or type(error).__name__}")
 
     def _write(self) -> None:
         assert self._transport is not None
@@ -178,7 +194,7 @@ class Upstream(asyncio.Protocol):
             self._asker = None
             self._part()
         if head is not None or data or self._done:
-            asker.answered(head, data, self._done)
+            self._tell(asker, head, data, done=self._done)
 
     def _part(self) -> None:
         """The answer is complete: keep the connection for the next request, or end it."""
@@ -196,9 +212,9 @@ class Upstream(asyncio.Protocol):
         if asker is None:
             return
         if self._until_end and exc is None:
-            asker.answered(None, b"", True)
+            self._tell(asker, None, b"", done=True)
         else:
-            asker.lost("the connection ended" if exc is None else str(exc), self._reused and not self._heard)
+            self._tell_lost(asker, "the connection ended" if exc is None else str(exc))
 
     # httptools' callbacks
 

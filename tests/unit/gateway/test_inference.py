@@ -144,7 +144,7 @@ class Story:
 
     def step_leave(self, _):
         self.client.gone = True
-        self.request.client_gone()
+        self.request.drop(499)
 
 
 _standings = st.sampled_from(Standing)
@@ -183,6 +183,6 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     assert not story.door.room
     assert len(story.usages) == 1
     # What comes late finds nobody: no second end, no second usage.
-    story.request.client_gone()
+    story.request.drop(499)
     story.routes.changed()
     assert len(story.usages) == 1

@@ -72,6 +72,7 @@ def test_usage_inside_the_text_is_not_believed():
         b"\xff\xfe",
         b'{"usage":{"prompt_tokens":true,"completion_tokens":-1}}',
         b'{"usage":' + b'{"a":' * 3000,
+        b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":9007199254740992}}',
     ],
 )
 def test_unknown_is_not_guessed(body):
