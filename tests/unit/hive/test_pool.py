@@ -512,3 +512,13 @@ async def test_an_engine_that_ends_while_it_loads_is_its_keepers_business():
         await hive.pool.announce(voice, replace(again, state="ready"))
         assert (record.worker.state, record.worker.engine_pid) == (S.READY, 2001)
         assert hive.routes.candidates("synthetic:x")[0].port == 8082
+
+
+async def test_a_hive_that_ends_while_it_forks_has_written_down_what_it_forked():
+    hive = FakeHive()
+    hive.node.fork_delay = 1.0
+    async with running(hive):
+        await hive.pool.spawn(SPEC)
+        await settled()
+    (row,) = hive.store.rows.values()
+    assert row.identity == hive.node.processes[0].identity
