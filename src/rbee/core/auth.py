@@ -91,6 +91,17 @@ def engine_key(secret: bytes, worker_id: str, incarnation: int) -> str:
     ).hexdigest()
 
 
+def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
+    """The key that a request brings, in either of the two usual headers; None without one.
+
+    The scheme's case does not matter (RFC 9110 section 11.1); a bearer without a token counts as none.
+    """
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return x_api_key
+
+
 def resolve(policy: AuthPolicy, key: str | None) -> Principal:
     """Who holds *key* (None: no key was sent).
 

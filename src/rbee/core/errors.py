@@ -93,6 +93,11 @@ class RequestError(RbeeError):
 
     retry_after: float | None = None
 
+    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        if retry_after is not None:
+            self.retry_after = retry_after
+
 
 class MalformedRequest(RequestError):
     code = "malformed_request"

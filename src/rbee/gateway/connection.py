@@ -38,6 +38,12 @@ LINGER: Final = 2.0
 """Seconds in which what a refused client still sends is read and dropped: closing at once would reset the
 connection, and the client might never see why (RFC 9112 section 9.6)."""
 
+MIN_BODY_RATE: Final = 16 * 1024
+"""Bytes a second that a body must come with, after ``idle_timeout`` of grace: else a byte now and then would keep it."""
+
+BUFFER_RETRY_AFTER: Final = 1.0
+"""Seconds; bodies are held only until their worker answers."""
+
 NEVER: Final = float("inf")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -80,6 +86,7 @@ class ClientConnection:
         self._parts: list[bytes] = []
         self._missing = 0
         self._held = 0
+        self._body_since = 0.0
         self._close = False
         self._pending = b""
         self._chunked_answer = self._bodyless = self._answering = False
@@ -205,15 +212,11 @@ class ClientConnection:
         self._chunks = ChunkReader() if head.chunked else None
         self._phase = Phase.BODY
         self._exchange = self._door.admit(head, self, self._request_id)
-        if head.length > self._door.options.max_body:
-            self._refuse_size()
+        self._door.check_size(head, head.length)
+        self._body_since = now()
         if head.expects_continue and head.has_body and not self._buffer:
             self._transport.write(_CONTINUE)
         return True
-
-    def _refuse_size(self) -> None:
-        limit = self._door.options.max_body
-        raise BodyTooLarge(f"The body is larger than {limit} bytes (gateway.max_body).")
 
     def _read_body(self) -> bool:
         if self._chunks is not None:
@@ -228,7 +231,8 @@ class ClientConnection:
         else:
             complete = True
         if not complete:
-            self._deadline = now() + self._door.options.idle_timeout
+            idle_timeout = self._door.options.idle_timeout
+            self._deadline = idle_timeout + min(now(), self._body_since + self._held / MIN_BODY_RATE)
             return False
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
@@ -241,12 +245,11 @@ class ClientConnection:
     def _hold(self, parts: list[bytes]) -> list[bytes]:
         size = sum(map(len, parts))
         if not self._door.buffer.take(size):
-            error = BufferFull(f"The bodies in memory reach gateway.buffer_limit ({self._door.buffer.limit} bytes).")
-            error.retry_after = 1.0
-            raise error
+            message = f"The bodies in memory reach gateway.buffer_limit ({self._door.buffer.limit} bytes)."
+            raise BufferFull(message, retry_after=BUFFER_RETRY_AFTER)
         self._held += size
-        if self._held > self._door.options.max_body:
-            self._refuse_size()
+        assert self._head is not None
+        self._door.check_size(self._head, self._held)
         return parts
 
     def drop_body(self) -> None:

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from typing import Final
 
-from rbee.core.auth import Action, AuthPolicy, require, resolve
-from rbee.core.errors import MethodNotAllowed, ShuttingDown
+from rbee.core.auth import Action, AuthPolicy, Principal, presented_key, require, require_known, resolve
+from rbee.core.errors import BodyTooLarge, MethodNotAllowed, ShuttingDown
 from rbee.core.routing import RouteTable, Standing
 from rbee.core.usage import UsageSink
 from rbee.gateway import fence
-from rbee.gateway.endpoints import HEALTH, INFERENCE
+from rbee.gateway.endpoints import BODYLESS, HEALTH, INFERENCE, MAX_CONTROL_BODY
 from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
 from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.ports import Client, Exchange, RunInThread
 from rbee.gateway.upstream import Pool
-from rbee.gateway.waiting import RETRY_AFTER, WaitingRoom
+from rbee.gateway.waiting import WaitingRoom
+
+RETRY_AFTER: Final = 5.0
+"""Seconds; a hive that stops may be started again."""
 
 
 class Buffer:
@@ -36,13 +40,8 @@ class Buffer:
         self.used -= size
 
 
-def key_of(head: RequestHead) -> str | None:
-    """The key that a request carries, in either of the two usual ways."""
-    scheme, _, token = head.fields.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return token.strip().decode("utf-8", "surrogateescape")
-    key = head.fields.get(b"x-api-key")
-    return None if key is None else key.decode("utf-8", "surrogateescape")
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 class FrontDoor:
@@ -85,19 +84,44 @@ class FrontDoor:
             return self._health(head, client)
         if head.path in INFERENCE:
             return self._inference(head, client, request_id)
+        return self._control(head, client, request_id)
+
+    def _inference(self, head: RequestHead, client: Client, request_id: str) -> Inference:
+        if head.method != b"POST":
+            raise MethodNotAllowed("This path takes POST.", allow="POST")
+        require(self._principal(head), Action.INFER)
+        fence.check_content_type(head)
+        self.check_open()
+        return Inference(self, client, head, request_id)
+
+    def check_open(self) -> None:
+        """Raise ShuttingDown where the hive stops."""
+        if self._closing:
+            raise _shutting_down()
+
+    def _principal(self, head: RequestHead) -> Principal:
+        key = presented_key(_text(head.fields.get(b"authorization")), _text(head.fields.get(b"x-api-key")))
+        return resolve(self.auth, key)
+
+    def _control(self, head: RequestHead, client: Client, request_id: str) -> ControlRelay:
+        # Strangers are refused by their head: a body would take room before the control API could ask for a key.
+        if head.path not in BODYLESS:
+            require_known(self._principal(head))
         fence.check_content_type(head)
         if not self.control_up:
             raise control_unavailable()
         return ControlRelay(self.pool, client, head, self.options.control_socket, request_id)
 
-    def _inference(self, head: RequestHead, client: Client, request_id: str) -> Inference:
-        if head.method != b"POST":
-            raise MethodNotAllowed("This path takes POST.", allow="POST")
-        require(resolve(self.auth, key_of(head)), Action.INFER)
-        fence.check_content_type(head)
-        if self._closing:
-            raise _shutting_down()
-        return Inference(self, client, head, request_id)
+    def check_size(self, head: RequestHead, size: int) -> None:
+        """Raise BodyTooLarge where this request may not have a body of *size* bytes."""
+        if head.path in INFERENCE:
+            if size > self.options.max_body:
+                raise BodyTooLarge(f"The body is larger than {self.options.max_body} bytes (gateway.max_body).")
+        elif head.path in BODYLESS:
+            if size:
+                raise BodyTooLarge("This path takes no body.")
+        elif size > min(MAX_CONTROL_BODY, self.options.max_body):
+            raise BodyTooLarge(f"The body of a control request may have at most {MAX_CONTROL_BODY} bytes.")
 
     def _health(self, head: RequestHead, client: Client) -> OwnAnswer:
         if head.method not in (b"GET", b"HEAD"):
@@ -156,6 +180,4 @@ class FrontDoor:
 
 
 def _shutting_down() -> ShuttingDown:
-    error = ShuttingDown("This server is shutting down. Try again in a moment.")
-    error.retry_after = RETRY_AFTER
-    return error
+    return ShuttingDown("This server is shutting down. Try again in a moment.", retry_after=RETRY_AFTER)

@@ -1,6 +1,7 @@
 """One request and its answer: those that we answer ourselves, and those that the control API answers."""
 
 from time import perf_counter
+from typing import Final
 
 import structlog
 
@@ -12,14 +13,14 @@ from rbee.gateway.upstream import AnswerHead, Pool, Request, Upstream
 
 log = structlog.get_logger(__name__)
 
-RETRY_AFTER = 1.0
+RETRY_AFTER: Final = 1.0
 """Seconds; the control API is there within one or two of the daemon's start."""
 
 
 def control_unavailable() -> ControlUnavailable:
-    error = ControlUnavailable("The control API does not answer (yet). Try again in a moment.")
-    error.retry_after = RETRY_AFTER
-    return error
+    return ControlUnavailable(
+        "The control API does not answer (yet). Try again in a moment.", retry_after=RETRY_AFTER
+    )
 
 
 class OwnAnswer:

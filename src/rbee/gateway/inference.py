@@ -88,6 +88,11 @@ class Inference(Relay):
 
     def start(self, body: bytes) -> None:
         self._account.receives(now())
+        try:
+            self._door.check_open()
+        except RequestError as error:
+            self._fail(error)
+            return
         self._body = body
         work = partial(asked.read, body)
         if len(body) >= asked.THREAD_FROM_BYTES:
@@ -132,9 +137,9 @@ class Inference(Relay):
             return WorkerLost("The worker went away before it answered, and there is no other one.")
         if routes:
             reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
-            error: RequestError = NoReadyWorker(f"No worker of '{self._name}' can take requests ({reasons}).")
-            error.retry_after = RETRY_AFTER
-            return error
+            return NoReadyWorker(
+                f"No worker of '{self._name}' can take requests ({reasons}).", retry_after=RETRY_AFTER
+            )
         if known:
             return NoReadyWorker(f"The worker of '{self._name}' was removed while this request waited for it.")
         names = self._door.model_names(MAX_NAMES)
@@ -146,6 +151,7 @@ class Inference(Relay):
         self._phase = Phase.WAITING
         admitted = self._account.waits_since is not None or self._account.worker_id is not None
         try:
+            self._door.check_open()
             self._door.room.join(self._account.model, self._ticket, self, admitted=admitted)
         except RequestError as error:
             self._fail(error)
@@ -255,9 +261,8 @@ class Inference(Relay):
     def _tick_waiting(self, now: float) -> None:
         timeout = self._door.options.queue_timeout
         if now - self._account.received_at >= timeout:
-            error = QueueTimeout(f"No worker of '{self._name}' became ready within {timeout:g} s. Try again later.")
-            error.retry_after = RETRY_AFTER
-            self._fail(error)
+            message = f"No worker of '{self._name}' became ready within {timeout:g} s. Try again later."
+            self._fail(QueueTimeout(message, retry_after=RETRY_AFTER))
         elif self._again_at is not None and now >= self._again_at:
             self._again_at = None
             self._route()

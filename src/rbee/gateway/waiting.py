@@ -5,14 +5,14 @@ worker was lost, or still loading) takes its old place.
 """
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from rbee.core.errors import QueueFull
 
 T = TypeVar("T")
 
-RETRY_AFTER = 5.0
-"""Seconds after which a refused client may try again."""
+RETRY_AFTER: Final = 5.0
+"""Seconds after which there may be a place, or a worker: models load for that long."""
 
 
 class WaitingRoom(Generic[T]):
@@ -31,11 +31,10 @@ class WaitingRoom(Generic[T]):
         """Stand in the line. Raises QueueFull, except for one who was *admitted* before."""
         line = self._lines.setdefault(model, {})
         if len(line) >= self._limit and not admitted:
-            error = QueueFull(
-                f"{len(line)} requests wait for '{model}' already (gateway.queue_limit: {self._limit}). Try later."
+            raise QueueFull(
+                f"{len(line)} requests wait for '{model}' already (gateway.queue_limit: {self._limit}). Try later.",
+                retry_after=RETRY_AFTER,
             )
-            error.retry_after = RETRY_AFTER
-            raise error
         line[ticket] = request
 
     def leave(self, model: str, ticket: int) -> None:

@@ -1,4 +1,4 @@
-"""What nobody expects, ours or others': one request ends with it and is told where that is possible; nothing is held after."""
+"""What nobody expects, ours or others': one request ends with it, and is told where that is possible."""
 
 import asyncio
 
