@@ -39,7 +39,7 @@ LINGER: Final = 2.0
 connection, and the client might never see why (RFC 9112 section 9.6)."""
 
 MIN_BODY_RATE: Final = 16 * 1024
-"""Bytes a second that a body must come with, after ``idle_timeout`` of grace: else a byte now and then would keep it."""
+"""Bytes a second that a body must come with after a grace of ``idle_timeout``: a byte now and then would hold it."""
 
 BUFFER_RETRY_AFTER: Final = 1.0
 """Seconds; bodies are held only until their worker answers."""

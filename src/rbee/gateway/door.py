@@ -78,7 +78,10 @@ class FrontDoor:
         """The exchange that answers this request. Raises RequestError for one that is refused."""
         fence.check_host(head, self.options.allowed_hosts)
         client.origin = fence.check_origin(head, self.options.cors_origins)
-        if fence.is_preflight(head, client.origin):
+        is_preflight = fence.is_preflight(head, client.origin)
+        if head.has_body and (is_preflight or head.path in BODYLESS):
+            raise BodyTooLarge("This request takes no body.")
+        if is_preflight:
             return OwnAnswer(client, 204, fence.preflight_headers(head), b"")
         if head.path in HEALTH:
             return self._health(head, client)
@@ -117,9 +120,6 @@ class FrontDoor:
         if head.path in INFERENCE:
             if size > self.options.max_body:
                 raise BodyTooLarge(f"The body is larger than {self.options.max_body} bytes (gateway.max_body).")
-        elif head.path in BODYLESS:
-            if size:
-                raise BodyTooLarge("This path takes no body.")
         elif size > min(MAX_CONTROL_BODY, self.options.max_body):
             raise BodyTooLarge(f"The body of a control request may have at most {MAX_CONTROL_BODY} bytes.")
 

@@ -18,9 +18,7 @@ RETRY_AFTER: Final = 1.0
 
 
 def control_unavailable() -> ControlUnavailable:
-    return ControlUnavailable(
-        "The control API does not answer (yet). Try again in a moment.", retry_after=RETRY_AFTER
-    )
+    return ControlUnavailable("The control API does not answer (yet). Try again in a moment.", retry_after=RETRY_AFTER)
 
 
 class OwnAnswer:

@@ -137,9 +137,7 @@ class Inference(Relay):
             return WorkerLost("The worker went away before it answered, and there is no other one.")
         if routes:
             reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
-            return NoReadyWorker(
-                f"No worker of '{self._name}' can take requests ({reasons}).", retry_after=RETRY_AFTER
-            )
+            return NoReadyWorker(f"No worker of '{self._name}' can take requests ({reasons}).", retry_after=RETRY_AFTER)
         if known:
             return NoReadyWorker(f"The worker of '{self._name}' was removed while this request waited for it.")
         names = self._door.model_names(MAX_NAMES)

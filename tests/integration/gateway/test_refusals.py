@@ -113,6 +113,7 @@ async def test_body_that_is_not_declared_as_json_is_refused(house, path):
         (("Authorization: Bearer wrong",), 401, "unauthorized"),
         (("Authorization: Basic admin-key-0123456",), 401, "unauthorized"),
         (("X-Api-Key: wrong",), 401, "unauthorized"),
+        (("Authorization: Bearer ",), 401, "unauthorized"),
         (("Authorization: Bearer metrics-key-012345",), 403, "forbidden"),
     ],
 )
@@ -131,6 +132,7 @@ async def test_key_that_may_not_ask_models(make_house, lines, status, code):
         "Authorization: Bearer admin-key-0123456",
         "authorization: bearer admin-key-0123456",
         "X-API-Key: admin-key-0123456",
+        "Authorization: Bearer\r\nX-API-Key: admin-key-0123456",
     ],
 )
 async def test_key_that_may(make_house, line):
@@ -140,10 +142,61 @@ async def test_key_that_may(make_house, line):
     assert b"admin-key" not in worker.calls[0].request.raw_head
 
 
-async def test_control_api_judges_keys_itself(make_house):
+@pytest.mark.parametrize("line", ["X: y", "Authorization: Bearer wrong", "X-Api-Key: wrong"])
+async def test_stranger_is_refused_by_the_head_of_a_control_request(make_house, line):
     house = await make_house(KEYS)
-    await house.ask(get("/v1/workers", "Authorization: Bearer wrong"))
-    assert house.control.calls[0].request.headers["authorization"] == "Bearer wrong"
+    head = post({}, "/v1/workers/spawn", line).partition(b"\r\n\r\n")[0]
+    answer = await house.ask(head + b"\r\n\r\n")
+    assert (answer.status, answer.headers["connection"]) == (401, "close")
+    assert not house.control.calls
+
+
+async def test_control_api_judges_known_keys_itself_and_who_may_scrape(make_house):
+    house = await make_house(KEYS)
+    await house.ask(get("/v1/workers", "Authorization: Bearer metrics-key-012345"))
+    await house.ask(get("/metrics"))
+    known, scraper = (call.request.headers for call in house.control.calls)
+    assert known["authorization"] == "Bearer metrics-key-012345"
+    assert "authorization" not in scraper
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 262145", "Transfer-Encoding: chunked"])
+async def test_control_body_over_its_own_limit_is_refused(house, framing):
+    client = await house.client()
+    lines = ("Content-Type: application/json", framing)
+    client.send(get("/v1/workers/spawn", *lines, method="POST"))
+    if "chunked" in framing:
+        client.send(b"40001\r\n" + b"x" * 262145)
+    answer = await client.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert "262144" in answer.json()["error"]["message"]
+
+
+async def test_control_body_at_its_limit_is_let_in(house):
+    assert (await house.ask(post(b"x" * 262144, "/v1/workers/spawn"))).status == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/health", "/metrics"])
+@pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+async def test_path_that_is_open_to_everybody_takes_no_body(house, path, framing):
+    assert (await house.ask(get(path, framing))).status == 413
+
+
+async def test_preflight_takes_no_body(make_house):
+    house = await make_house(cors_origins=("https://chat.example",))
+    lines = ("Origin: https://chat.example", "Access-Control-Request-Method: POST", "Content-Length: 1")
+    assert (await house.ask(get("/v1/completions", *lines, method="OPTIONS"))).status == 413
+
+
+async def test_hive_that_stops_refuses_a_request_whose_body_was_still_coming(house):
+    await house.worker()
+    client = await house.client()
+    raw = post(CHAT)
+    client.send(raw[:-1])
+    await until(lambda: house.gateway.buffer.used)
+    house.gateway.closing = True
+    client.send(raw[-1:])
+    assert (await client.answer()).json()["error"]["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +323,22 @@ async def test_slow_body_times_out(make_house):
     client.send(post(CHAT)[:-1])
     assert (await client.answer()).status == 408
     assert await client.rest() == b""
+
+
+async def test_body_that_comes_byte_by_byte_times_out(make_house):
+    """Each byte comes within the limit, so only all of them together can be too slow."""
+    house = await make_house(idle_timeout=1.0)
+    client = await house.client()
+    client.send(post(b"x" * 1000)[:-999])
+
+    async def drip():
+        for _ in range(998):
+            client.send(b"x")
+            await asyncio.sleep(0.1)
+
+    dripping = asyncio.create_task(drip())
+    assert (await client.answer()).status == 408
+    dripping.cancel()
 
 
 async def test_idle_connection_is_closed_without_a_word(make_house):

@@ -116,3 +116,21 @@ def test_a_bind_that_others_can_reach_needs_a_token_of_sixteen_characters():
     with pytest.raises(UnsafeBind, match="15 characters") as caught:
         auth.check_bind("127.0.0.1", is_loopback=True, tokens=["y" * 15], keys_required=True)
     assert "y" * 15 not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("authorization", "x_api_key", "key"),
+    [
+        (None, None, None),
+        ("Bearer a", None, "a"),
+        ("bEARER   a ", "b", "a"),
+        (None, "b", "b"),
+        ("Basic a", "b", "b"),
+        ("Bearer", "b", "b"),
+        ("Bearer  ", "b", "b"),
+        ("Bearer", None, None),
+        ("Bearerx a", None, None),
+    ],
+)
+def test_key_is_the_bearer_token_else_the_api_key(authorization, x_api_key, key):
+    assert auth.presented_key(authorization, x_api_key) == key
