@@ -13,6 +13,9 @@ MAX_LINE: Final = 1024
 MAX_TRAILERS: Final = 8192
 """Bytes of all trailers."""
 
+MAX_OVERHEAD: Final = 64 * 1024
+"""Bytes by which sizes, line ends and trailers may outweigh the body: nobody honest sends much in chunks of two."""
+
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*+;[\t -~]*+)?")
 
 
@@ -32,9 +35,10 @@ class ChunkReader:
         self._part = _Part.SIZE
         self._missing = 0
         self._trailers = 0
+        self._overhead = 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The pieces of the body in *data*. Raises MalformedRequest."""
+    def feed(self, data: bytes) -> bytes:
+        """What *data* holds of the body. Raises MalformedRequest."""
         data = self.rest + data
         pieces: list[bytes] = []
         position = 0
@@ -54,7 +58,11 @@ class ChunkReader:
                     break
             position = moved
         self.rest = data[position:]
-        return pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._overhead += position - 2 * len(body)
+        if self._overhead > MAX_OVERHEAD:
+            raise MalformedRequest("The body comes in chunks so small that their framing outweighs it.")
+        return body
 
     def _line(self, data: bytes, start: int) -> int:
         """Where the line that starts at *start* ends; *start* again when it is not complete yet."""

@@ -220,12 +220,12 @@ class ClientConnection:
 
     def _read_body(self) -> bool:
         if self._chunks is not None:
-            self._parts += self._hold(self._chunks.feed(self._buffer))
+            self._hold(self._chunks.feed(self._buffer))
             self._buffer = self._chunks.rest if self._chunks.done else b""
             complete = self._chunks.done
         elif self._missing:
             part, self._buffer = self._buffer[: self._missing], self._buffer[self._missing :]
-            self._parts += self._hold([part])
+            self._hold(part)
             self._missing -= len(part)
             complete = not self._missing
         else:
@@ -242,15 +242,16 @@ class ClientConnection:
         self._exchange.start(body)
         return True
 
-    def _hold(self, parts: list[bytes]) -> list[bytes]:
-        size = sum(map(len, parts))
-        if not self._door.buffer.take(size):
+    def _hold(self, part: bytes) -> None:
+        if not part:
+            return
+        if not self._door.buffer.take(len(part)):
             message = f"The bodies in memory reach gateway.buffer_limit ({self._door.buffer.limit} bytes)."
             raise BufferFull(message, retry_after=BUFFER_RETRY_AFTER)
-        self._held += size
+        self._held += len(part)
         assert self._head is not None
         self._door.check_size(self._head, self._held)
-        return parts
+        self._parts.append(part)
 
     def drop_body(self) -> None:
         held, self._held = self._held, 0

@@ -14,7 +14,7 @@ from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
 from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
-from rbee.gateway.ports import Client, Exchange, RunInThread
+from rbee.gateway.ports import Client, Exchange
 from rbee.gateway.upstream import Pool
 from rbee.gateway.waiting import WaitingRoom
 
@@ -58,14 +58,12 @@ class FrontDoor:
         auth: AuthPolicy,
         usage: UsageSink,
         version: str,
-        run_in_thread: RunInThread,
     ) -> None:
         self.options = options
         self.routes = routes
         self.auth = auth
         self.usage = usage
         self.version = version
-        self.run_in_thread = run_in_thread
         self.pool = Pool()
         self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit)
         self.buffer = Buffer(options.buffer_limit)

@@ -4,7 +4,6 @@ Whatever happens, its worker's slot is given back once and its usage is told onc
 """
 
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -24,7 +23,7 @@ from rbee.gateway.endpoints import INFERENCE
 from rbee.gateway.exchange import Relay, now
 from rbee.gateway.head import RequestHead
 from rbee.gateway.lease import Lease
-from rbee.gateway.ports import Client, Work
+from rbee.gateway.ports import Client
 from rbee.gateway.rewrite import for_engine, from_upstream
 from rbee.gateway.upstream import AnswerHead, Request
 from rbee.gateway.waiting import RETRY_AFTER
@@ -49,7 +48,7 @@ MAX_FOREIGN_ANSWER: Final = 65536
 
 
 class Phase(Enum):
-    READING = "reading"
+    NEW = "new"
     WAITING = "waiting"
     ASKED = "asked"
     ANSWERING = "answering"
@@ -72,7 +71,7 @@ class Inference(Relay):
         self._head = head
         self._shape = INFERENCE[head.path]
         self._account = Account(request_id, head.path.decode("ascii"))
-        self._phase = Phase.READING
+        self._phase = Phase.NEW
         self._body = b""
         self._name = ""
         self._ticket = 0
@@ -88,23 +87,10 @@ class Inference(Relay):
 
     def start(self, body: bytes) -> None:
         self._account.receives(now())
+        self._body = body
         try:
             self._door.check_open()
-        except RequestError as error:
-            self._fail(error)
-            return
-        self._body = body
-        work = partial(asked.read, body)
-        if len(body) >= asked.THREAD_FROM_BYTES:
-            self._door.run_in_thread(work, self._on_read)
-        else:
-            self._on_read(work)
-
-    def _on_read(self, result: Work) -> None:
-        if self._phase is Phase.CLOSED:
-            return
-        try:
-            wish = result()
+            wish = asked.read(body)
         except RequestError as error:
             self._fail(error)
             return

@@ -1,7 +1,6 @@
 """What the parts of the gateway need of each other."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from rbee.core.errors import RequestError
 from rbee.gateway.rewrite import Fields
@@ -65,9 +64,3 @@ class Exchange(Protocol):
 
     def drop(self, status: int) -> None:
         """It ends without (more of) an answer, *status* is for the record: the client has gone, or we have failed."""
-
-
-Work = Callable[[], Any]
-Then = Callable[[Work], None]
-RunInThread = Callable[[Work, Then], None]
-"""Run the first in a thread; then call the second, on the loop, with what gives the result or raises."""

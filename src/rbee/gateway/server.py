@@ -14,7 +14,6 @@ from rbee.gateway.connection import ClientConnection
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
 from rbee.gateway.options import GatewayOptions
-from rbee.gateway.ports import Then, Work
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +36,7 @@ class Gateway(FrontDoor):
     def __init__(
         self, options: GatewayOptions, routes: RouteTable, auth: AuthPolicy, usage: UsageSink, version: str
     ) -> None:
-        super().__init__(options, routes, auth, usage, version, _run_in_thread)
+        super().__init__(options, routes, auth, usage, version)
         self._servers: list[asyncio.Server] = []
         self._connections: set[ClientConnection] = set()
         self._ticking: asyncio.TimerHandle | None = None
@@ -105,7 +104,3 @@ class Gateway(FrontDoor):
         finally:
             if self._connections or len(self.pool):
                 self._arm()
-
-
-def _run_in_thread(work: Work, then: Then) -> None:
-    asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(lambda future: then(future.result))

@@ -240,7 +240,7 @@ async def test_least_loaded_ready_worker_is_asked(house):
         await client.answer()
 
 
-async def test_large_body_is_read_in_a_thread_and_its_client_may_leave_meanwhile(house):
+async def test_client_of_a_large_body_may_leave_at_once(house):
     worker = await house.worker()
     client = await house.client()
     raw = post({**CHAT, "image": "x" * 3_000_000})

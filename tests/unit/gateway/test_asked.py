@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.core.errors import InvalidField, MalformedRequest, RequestError
-from rbee.gateway.asked import Asked, read
+from rbee.gateway.asked import SLOW_LIMIT, Asked, read
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,13 @@ def test_model_and_stream_are_read(body, asked):
 def test_what_is_not_json_is_malformed(body):
     with pytest.raises(MalformedRequest):
         read(body)
+
+
+def test_what_only_the_slow_parser_reads_has_a_limit():
+    body = b'{"model":"a","x":"\\ud800"}'
+    assert read(body.ljust(SLOW_LIMIT)) == Asked("a", stream=False)
+    with pytest.raises(MalformedRequest, match="lone surrogates"):
+        read(body.ljust(SLOW_LIMIT + 1))
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,7 @@ class Story:
         self.usages = []
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
-        self.door = FrontDoor(
-            options, self.routes, AuthPolicy({}, b""), self.usages.append, "1", lambda work, then: then(work)
-        )
+        self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self.usages.append, "1")
         self.pool = self.door.pool = FakePool()
         self.client = FakeClient()
         self.place("w1", standing)
