@@ -340,10 +340,7 @@ class ClientConnection:
         """The answer is complete."""
         self.drop_body()
         if self._close or self._leaving:
-            self._phase = Phase.CLOSED
-            self._exchange = None
-            self._deadline = now() + self._door.options.idle_timeout
-            self._transport.close()
+            self._shut()
             return
         self._clear()
         self.origin = None
@@ -351,6 +348,13 @@ class ClientConnection:
         options = self._door.options
         self._deadline = now() + (options.header_timeout if self._buffer else options.idle_timeout)
         self._advance()
+
+    def _shut(self) -> None:
+        """Close, and soon abort: a peer that does not read what is left to write would keep us for ever."""
+        self._phase = Phase.CLOSED
+        self._exchange = None
+        self._deadline = now() + self._door.options.idle_timeout
+        self._transport.close()
 
     # time, and the end
 
@@ -367,7 +371,7 @@ class ClientConnection:
             return
         self._deadline = NEVER
         if self._phase is Phase.LINGER or (self._phase is Phase.HEAD and not self._buffer):
-            self._transport.close()
+            self._shut()
         elif self._phase is Phase.CLOSED:
             self._transport.abort()
         else:
@@ -379,4 +383,4 @@ class ClientConnection:
         """End as soon as the request under way, if any, is answered."""
         self._leaving = True
         if self._phase is Phase.HEAD and not self._buffer:
-            self._transport.close()
+            self._shut()

@@ -37,7 +37,7 @@ COMMENT_INTERVAL: Final = 5.0
 """Seconds between two comments on a stream that waits."""
 
 LOADING_DELAY: Final = 0.25
-"""Seconds before a worker that answered 503 is asked again."""
+"""Seconds before a worker that answered 503, or has just gone away, is asked again: by then the hive knows of it."""
 
 MAX_LOSSES: Final = 2
 """A request is sent again once, so the second lost worker ends it."""
@@ -77,7 +77,7 @@ class Inference(Relay):
         self._ticket = 0
         self._lease: Lease | None = None
         self._request: Request | None = None
-        self._losses = 0
+        self._lost: list[str] = []
         self._avoid: str | None = None
         self._again_at: float | None = None
         self._commented_at: float | None = None
@@ -103,29 +103,34 @@ class Inference(Relay):
 
     def wake(self) -> None:
         """The workers have changed while this one waits."""
-        if self._again_at is None:
-            self._route()
+        self._route()
 
-    def _route(self) -> None:
+    def _route(self, *, rested: bool = False) -> None:
+        """Go to a worker, wait or fail. *rested*: the worker to avoid has had its time, and may be asked again."""
         routes = self._door.routes.candidates(self._name)
         known = bool(self._account.model)
         self._account.model = self._account.model or (routes[0].model_ref if routes else "other")
         route = least_loaded(routes, excluding=self._avoid)
-        if route is not None:
+        if route is not None and (rested or route.worker_id != self._avoid):
             self._forward(route)
+        elif route is not None:
+            self._again_at = self._again_at or now() + LOADING_DELAY
+            self._wait()
         elif any(route.standing is Standing.COMING for route in routes):
+            # Whoever comes now has a new life.
+            self._avoid = self._again_at = None
             self._wait()
         else:
             self._fail(self._refusal(routes, known))
 
     def _refusal(self, routes: list[Route], known: bool) -> RequestError:
-        if self._losses:
-            return WorkerLost("The worker went away before it answered, and there is no other one.")
         if routes:
             reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
-            return NoReadyWorker(f"No worker of '{self._name}' can take requests ({reasons}).", retry_after=RETRY_AFTER)
+            lost = f"Worker '{self._lost[0]}' went away before it answered. " if self._lost else ""
+            message = f"{lost}No worker of '{self._name}' can take requests ({reasons})."
+            return NoReadyWorker(message, retry_after=RETRY_AFTER)
         if known:
-            return NoReadyWorker(f"The worker of '{self._name}' was removed while this request waited for it.")
+            return NoReadyWorker(f"The worker of '{self._name}' was removed before it answered this request.")
         names = self._door.model_names(MAX_NAMES)
         there = f"There are: {', '.join(names)}" if names else "No model is loaded: POST /v1/workers/spawn loads one"
         shown = self._name[:200]
@@ -162,6 +167,9 @@ class Inference(Relay):
             if head.status == 503:
                 self._wait_for_load()
                 return
+            if head.status in (401, 403):
+                self._refuse_for_worker(head.status)
+                return
             self._begin(head)
         if data:
             self._account.adds(data, now())
@@ -177,13 +185,16 @@ class Inference(Relay):
         if stale and self._request is not None:
             self.upstream = self.pool.ask(self._address, self._request, self, fresh=True)
             return
-        worker_id = self._account.worker_id
+        worker_id = self._account.worker_id or ""
         log.warning("worker_lost", worker_id=worker_id, request_id=self._account.request_id, reason=reason)
-        self._losses += 1
+        self._lost.append(worker_id)
         if self._phase is Phase.ANSWERING:
             self._fail(WorkerLost(f"The worker went away in the middle of its answer ({reason})."))
-        elif self._losses >= MAX_LOSSES:
-            self._fail(WorkerLost(f"Two workers went away before they answered (the last: {reason})."))
+        elif len(self._lost) >= MAX_LOSSES:
+            first = self._lost[0]
+            twice = f"Worker '{first}' went away twice"
+            who = twice if first == worker_id else f"Workers '{first}' and '{worker_id}' went away"
+            self._fail(WorkerLost(f"{who} before this request was answered (at last: {reason})."))
         else:
             self._account.loses(now())
             self._release()
@@ -198,6 +209,12 @@ class Inference(Relay):
         self._account.loses(now())
         self._again_at = now() + LOADING_DELAY
         self._wait()
+
+    def _refuse_for_worker(self, status: int) -> None:
+        """The worker does not take the hive's key: nothing that the client could mend, or should see as its own."""
+        worker_id = self._account.worker_id
+        log.error("worker_refused_key", worker_id=worker_id, request_id=self._account.request_id, status=status)
+        self._fail(WorkerLost(f"Worker '{worker_id}' refused this hive's own key (status {status})."))
 
     def _begin(self, head: AnswerHead) -> None:
         self._phase = Phase.ANSWERING
@@ -244,12 +261,12 @@ class Inference(Relay):
 
     def _tick_waiting(self, now: float) -> None:
         timeout = self._door.options.queue_timeout
-        if now - self._account.received_at >= timeout:
+        if self._account.queue_seconds(now) >= timeout:
             message = f"No worker of '{self._name}' became ready within {timeout:g} s. Try again later."
             self._fail(QueueTimeout(message, retry_after=RETRY_AFTER))
         elif self._again_at is not None and now >= self._again_at:
             self._again_at = None
-            self._route()
+            self._route(rested=True)
 
     def _comment(self, now: float) -> None:
         if self._commented_at is None:

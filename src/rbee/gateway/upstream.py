@@ -19,7 +19,11 @@ IDLE_LIMIT: Final = 4.0
 
 CONNECT_TIMEOUT: Final = 5.0
 MAX_ANSWER_HEAD: Final = 256 * 1024
-"""Bytes of an answer's header names and values."""
+"""Bytes that may come before an answer's head is complete."""
+
+STALE_LIMIT: Final = 0.05
+"""Seconds after a request was written in which the end of a kept connection means that it had ended before. Later,
+the upstream may have read the request, and worked on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Upstream(asyncio.Protocol):
         self.heard_at = 0.0
         self._pool = pool
         self._transport: asyncio.Transport | None = None
+        self._written_at = 0.0
         self._connecting: asyncio.Task[None] | None = None
         self._asker: Asker | None = None
         self._paused = False
@@ -79,7 +84,7 @@ class Upstream(asyncio.Protocol):
         self._is_head_request = request.is_head
         self._heard = self._begun = self._done = self._interim = self._until_end = self._keep = False
         self._fields: list[tuple[bytes, bytes]] = []
-        self._field_bytes = 0
+        self._head_bytes = 0
         self._head: AnswerHead | None = None
         self._parts: list[bytes] = []
         self.heard_at = perf_counter()
@@ -131,9 +136,12 @@ class Upstream(asyncio.Protocol):
 
     def _tell_lost(self, asker: Asker, reason: str) -> None:
         try:
-            asker.lost(reason, self._reused and not self._heard)
+            asker.lost(reason, self._reused and not self._heard and self._ended_at_once())
         except Exception:  # as above
             asker.broken()
+
+    def _ended_at_once(self) -> bool:
+        return perf_counter() - self._written_at < self._pool.stale_limit
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -151,6 +159,7 @@ class Upstream(asyncio.Protocol):
         assert self._transport is not None
         assert self._request is not None
         request, self._request = self._request, None
+        self._written_at = perf_counter()
         # Small bodies travel with their head in one segment; large ones are not copied for that.
         if len(request.body) <= 65536:
             self._transport.write(request.head + request.body)
@@ -180,6 +189,12 @@ class Upstream(asyncio.Protocol):
             self._keep = False
             if not self._done:
                 self._lose(f"its answer is not HTTP/1.1: {error}")
+                return
+        if not self._begun:
+            # The parser tells a header when its line ends: one that never does must be counted here.
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_ANSWER_HEAD:
+                self._lose("the head of its answer has no end")
                 return
         self._deliver()
 
@@ -223,9 +238,6 @@ class Upstream(asyncio.Protocol):
             self._keep = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._field_bytes += len(name) + len(value)
-        if self._field_bytes > MAX_ANSWER_HEAD:
-            raise ValueError("header too large")
         if not self._begun:
             self._fields.append((name, value))
 
@@ -273,7 +285,8 @@ class Upstream(asyncio.Protocol):
 class Pool:
     """Connections by address: kept ones to use again, the youngest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, stale_limit: float = STALE_LIMIT) -> None:
+        self.stale_limit = stale_limit
         self._idle: dict[Address, list[Upstream]] = {}
         self._open: set[Upstream] = set()
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rbee.core.routing import Standing
-from tests.integration.gateway.stubs import answer_json, get, post, until
+from tests.integration.gateway.stubs import DEADLINE, answer_json, get, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a", "messages": []}
@@ -52,7 +52,24 @@ async def endless_head(call):
     await call.gone()
 
 
-LOST = [close_at_once, reset_at_once, cut_in_the_head, no_http, two_lengths, odd_coding, switch_protocols, endless_head]
+async def endless_line(call):
+    call.send(b"HTTP/1.1 200 OK\r\nX: ")
+    for _ in range(100):
+        call.send(b"y" * 10_000)
+    await call.gone()
+
+
+LOST = [
+    close_at_once,
+    reset_at_once,
+    cut_in_the_head,
+    no_http,
+    two_lengths,
+    odd_coding,
+    switch_protocols,
+    endless_head,
+    endless_line,
+]
 
 
 @pytest.mark.parametrize("broken", LOST)
@@ -120,6 +137,7 @@ async def test_kept_connection_that_had_ended_does_not_count_as_a_lost_worker(ho
         else:
             call.json({"n": len(call.stub.calls)})
 
+    house.gateway.pool.stale_limit = DEADLINE
     worker = await house.worker(answer=end_after)
     client = await house.client()
     client.post(CHAT)
@@ -129,6 +147,35 @@ async def test_kept_connection_that_had_ended_does_not_count_as_a_lost_worker(ho
     assert worker.connections == 3
 
 
+async def test_worker_that_had_time_to_read_a_request_is_lost_though_the_connection_was_kept(house):
+    async def die_after_the_first(call):
+        if len(call.stub.calls) == 1:
+            call.json({})
+        else:
+            call.reset()
+
+    house.gateway.pool.stale_limit = 0.0
+    worker = await house.worker(answer=die_after_the_first)
+    client = await house.client()
+    client.post(CHAT)
+    assert (await client.answer()).status == 200
+    client.post(CHAT)
+    assert (await client.answer()).status == 502
+    assert len(worker.calls) == 1 + 2
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+async def test_worker_that_refuses_the_hives_key_is_no_fault_of_the_client(house, status):
+    async def refuse(call):
+        call.json({"error": {"message": "Invalid API key"}}, status=status)
+
+    worker = await house.worker(answer=refuse)
+    answer = await house.ask(post(CHAT))
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "worker_lost")
+    assert status[:3] in answer.json()["error"]["message"]
+    assert len(worker.calls) == 1
+
+
 async def test_control_request_on_a_kept_connection_that_had_ended_is_sent_again(house):
     async def reset_second(call):
         if len(call.stub.calls) == 2:
@@ -136,6 +183,7 @@ async def test_control_request_on_a_kept_connection_that_had_ended_is_sent_again
         else:
             call.json({})
 
+    house.gateway.pool.stale_limit = DEADLINE
     house.control.answer = reset_second
     client = await house.client()
     for _ in range(2):
@@ -164,6 +212,22 @@ async def test_worker_that_dies_in_a_stream_ends_it_with_an_error_event(house):
     assert await client.rest() == b""
     assert len(worker.calls) == 1
     assert [(usage.status, usage.stream) for usage in house.usages] == [(200, True)]
+
+
+@pytest.mark.parametrize("half", [b'data: {"n":', b'data: {"n":1}\n', b"data: 1\n\nevent: x\ndata: 2"])
+async def test_half_an_event_is_ended_before_the_error_event(house, half):
+    async def die_in_event(call):
+        call.stream_head()
+        call.chunk(half)
+        await call.writer.drain()
+        call.close()
+
+    await house.worker(answer=die_in_event)
+    client = await house.client()
+    client.post(STREAM)
+    body = (await client.answer()).body
+    assert body.startswith(half + b"\n\n")
+    assert b"worker_lost" in body[len(half) :].strip().split(b"\n\n")[0]
 
 
 async def test_anthropic_stream_ends_with_anthropics_event(house):
@@ -311,7 +375,7 @@ async def test_idle_upstream_connections_are_closed_before_the_upstream_does(hou
     await client.answer()
     upstream = next(iter(house.gateway.pool._open))
     house.gateway.pool.sweep(upstream.idle_since + 3.9)
-    assert worker.open == 1
+    assert house.gateway.pool.idle(("127.0.0.1", worker.port)) == 1
     house.gateway.pool.sweep(upstream.idle_since + 4.0)
     await until(lambda: worker.open == 0)
 

@@ -170,6 +170,25 @@ async def test_stream_that_waits_long_gets_signs_of_life_and_then_its_events(mak
     assert (await client.answer()).status == 200
 
 
+async def test_stream_that_its_worker_is_silent_about_gets_signs_of_life_too(make_house):
+    house = await make_house(keepalive_after=0.0)
+    commented = asyncio.Event()
+
+    async def silent(call):
+        await commented.wait()
+        call.stream_head()
+        call.chunk(b"data: 1\n\n")
+        call.end()
+
+    await house.worker(answer=silent)
+    client = await house.client()
+    client.post(STREAM)
+    assert (await client.head()).status == 200
+    assert await client.chunk() == b": waiting\n\n"
+    commented.set()
+    assert (await client.chunk()).startswith(b": x-rbee-worker=w1")
+
+
 async def test_request_that_is_no_stream_gets_no_signs_of_life(make_house):
     house = await make_house(keepalive_after=0.0, queue_timeout=0.6)
     house.announce("w1", Standing.COMING)

@@ -34,7 +34,14 @@ def test_http_1_0_without_a_host_is_let_in():
     fence.check_host(parse_head(b"GET /livez HTTP/1.0\r\n\r\n"), ())
 
 
-@given(st.from_regex(r"[a-z0-9.\[\]:@-]{1,24}", fullmatch=True))
+# Random letters would hardly ever spell a loopback name, so nearly all examples would be foreign.
+_pieces = st.sampled_from(
+    ["localhost", "127", "0", "1", "255", "256", ".", ".", ":", "9200", "[", "]", "::1", "[::1]", "127.0.0.1", "@", "-",
+     "evil", "example"]
+)  # fmt: skip
+
+
+@given(st.lists(_pieces, min_size=1, max_size=6).map("".join))
 def test_no_host_is_ours_that_does_not_end_in_a_loopback_name(host):
     try:
         fence.check_host(parse_head(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()), ())

@@ -1,9 +1,10 @@
-"""Any story of one request: however workers, routes, time and client behave, it ends once and holds nothing after."""
+"""Stories of one request: however workers, routes, time and client behave, it ends once and holds nothing after."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbee.core.auth import AuthPolicy
+from rbee.core.errors import NoReadyWorker, WorkerLost
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
@@ -184,3 +185,71 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     story.request.drop(499)
     story.routes.changed()
     assert len(story.usages) == 1
+
+
+def told(standing=Standing.READY, *steps) -> Story:
+    story = Story(HEAD, stream=False, standing=standing)
+    for step in steps:
+        story.take(step)
+    return story
+
+
+LOST = ("lost", False)
+
+
+def test_worker_that_has_just_gone_away_is_not_asked_again_at_once():
+    story = told(Standing.READY, LOST)
+    assert story.worker() is None
+    story.take(("time", 0.3))
+    assert story.worker() is not None
+
+
+def test_other_worker_is_asked_at_once():
+    story = told(Standing.READY, ("route", ("w2", Standing.READY)), LOST)
+    assert story.worker() is not None
+    assert story.request._account.worker_id == "w2"
+
+
+def test_other_worker_that_becomes_ready_meanwhile_is_asked_at_once():
+    story = told(Standing.READY, LOST, ("route", ("w2", Standing.READY)))
+    assert story.worker() is not None
+
+
+def test_lost_worker_that_the_hive_starts_again_is_asked_as_soon_as_it_is_ready():
+    story = told(Standing.READY, LOST, ("route", ("w1", Standing.COMING)), ("time", 16.0))
+    assert story.worker() is None
+    story.take(("route", ("w1", Standing.READY)))
+    assert story.worker() is not None
+
+
+def test_lost_worker_that_is_out_is_told_with_its_reason():
+    story = told(Standing.READY, LOST)
+    story.routes.publish(Route("w1", "m", standing=Standing.OUT, message="the engine crashed"))
+    assert isinstance(story.client.refused, NoReadyWorker)
+    assert "'w1' went away before it answered" in story.client.refused.message
+    assert "the engine crashed" in story.client.refused.message
+
+
+def test_what_is_told_of_two_losses_is_what_happened():
+    twice = told(Standing.READY, LOST, ("time", 0.3), LOST)
+    assert isinstance(twice.client.refused, WorkerLost)
+    assert "'w1' went away twice" in twice.client.refused.message
+    both = told(Standing.READY, ("route", ("w2", Standing.READY)), LOST, LOST)
+    assert "'w1' and 'w2' went away" in both.client.refused.message
+
+
+def test_time_at_a_worker_is_no_time_in_the_queue():
+    story = told(Standing.READY)
+    story.request._account.received_at -= 1000.0
+    story.take(("route", ("w1", Standing.COMING)))
+    story.take(LOST)
+    story.take(("time", 16.0))
+    assert story.client.refused is None
+    story.take(("time", 61.0))
+    assert story.client.refused is not None
+
+
+def test_hive_that_stops_lets_no_lost_request_wait_again():
+    story = told(Standing.READY, ("close", None), LOST)
+    assert story.client.refused is not None
+    assert story.client.refused.code == "shutting_down"
