@@ -21,6 +21,9 @@ class Standing(StrEnum):
     """Leaving or failed: a request does not wait for it."""
 
 
+_BUILT_IN: Final = {reference: name for name, reference in BUILT_IN_ALIASES.items()}
+
+
 @dataclass(slots=True)
 class Route:
     """One worker as the gateway sees it. The hive writes all but ``in_flight``, which the gateway writes."""
@@ -40,6 +43,11 @@ class Route:
     def names(self) -> tuple[str, ...]:
         """Every name under which it can be asked for: id, reference, alias."""
         return tuple(name for name in (self.worker_id, self.model_ref, self.alias) if name)
+
+    @property
+    def short_name(self) -> str:
+        """The name that is told to people: its alias, else the built-in name of its model, else the reference."""
+        return self.alias or _BUILT_IN.get(self.model_ref, self.model_ref)
 
     @property
     def load(self) -> float:

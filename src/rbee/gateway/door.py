@@ -160,9 +160,7 @@ class FrontDoor:
 
     def model_names(self, limit: int) -> list[str]:
         """The names that can be asked for now, each model's shortest one, at most *limit*."""
-        names = dict.fromkeys(
-            route.alias or route.model_ref for route in self.routes if route.standing is not Standing.OUT
-        )
+        names = dict.fromkeys(route.short_name for route in self.routes if route.standing is not Standing.OUT)
         return list(names)[:limit]
 
     def waiting(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from rbee.core.auth import AuthPolicy, Principal, Role, digest
+from rbee.core.model_ref import BUILT_IN_ALIASES
 from rbee.core.routing import Standing
 from tests.integration.gateway.stubs import get, post, until
 
@@ -227,6 +228,13 @@ async def test_unknown_model_is_told_with_the_names_there_are(house):
     assert (answer.status, answer.json()["error"]["type"]) == (404, "invalid_request_error")
     assert answer.json()["error"]["details"]["models"] == ["synthetic:a", "synthetic:b"]
     assert [(usage.model, usage.status) for usage in house.usages] == [("other", 404)]
+
+
+async def test_unknown_model_is_told_the_built_in_name_of_a_model(house):
+    house.announce("w1", Standing.COMING, BUILT_IN_ALIASES["example"])
+    answer = await house.ask(post({"model": "gpt-4"}))
+    assert answer.json()["error"]["details"]["models"] == ["example"]
+    assert "There are: example." in answer.json()["error"]["message"]
 
 
 async def test_anthropic_paths_get_anthropics_shape(house):

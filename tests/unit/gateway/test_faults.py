@@ -83,8 +83,7 @@ def test_what_holds_no_error_is_not_passed_on(status, body):
 
 
 def test_headers_say_when_to_come_back_and_how():
-    error = errors.QueueFull("Full.")
-    error.retry_after = 1.2
+    error = errors.QueueFull("Full.", retry_after=1.2)
     assert (b"retry-after", b"2") in faults.fields(error)
     assert (b"www-authenticate", b"Bearer") in faults.fields(errors.Unauthorized("No."))
     assert (b"allow", b"POST") in faults.fields(errors.MethodNotAllowed("No.", allow="POST"))
