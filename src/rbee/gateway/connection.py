@@ -263,6 +263,7 @@ class ClientConnection:
     def begin(self, status: int, fields: rewrite.Fields, length: int | None) -> None:
         head = self._head
         self._bodyless = head is not None and head.method == b"HEAD"
+        self._chunked_answer = False
         lines = [*fields]
         if length is not None:
             if status not in (204, 304):

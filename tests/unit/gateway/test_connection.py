@@ -1,5 +1,7 @@
 """A client's connection without sockets: what its transport is told, and when."""
 
+import json
+
 import pytest
 
 from rbee.core.auth import AuthPolicy
@@ -79,3 +81,19 @@ def test_connection_that_is_to_leave_is_aborted_where_its_peer_does_not_read(con
     connection.leave()
     connection.tick(now() + 76.0)
     assert transport.calls == ["close", "abort"]
+
+
+def test_error_of_ours_before_an_answers_first_byte_is_told_in_its_own_framing(connection, transport):
+    connection.begin(200, [], None)
+    connection.broken()
+    head, _, body = transport.written.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert b"transfer-encoding" not in head
+    assert json.loads(body)["error"]["code"] == "unexpected_error"
+
+
+def test_error_of_ours_in_an_answer_ends_the_connection(connection, transport):
+    connection.begin(200, [], None)
+    connection.send(b"half")
+    connection.broken()
+    assert transport.calls == ["abort"]
