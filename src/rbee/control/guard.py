@@ -44,11 +44,7 @@ class Guard:
 
 
 def presented_key(headers: Headers) -> str | None:
-    """The key that a request brings, in either of the two usual ways."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return headers.get("x-api-key")
+    return auth.presented_key(headers.get("authorization"), headers.get("x-api-key"))
 
 
 def error_response(error: RequestError, headers: Headers, extra: dict[str, str] | None = None) -> JSONResponse:
