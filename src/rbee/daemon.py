@@ -190,7 +190,7 @@ class Daemon:
         self._pool.journal.close()
         self._gateway.stop_accepting()
         if self._control is not None:
-            self._control.should_exit = True
+            self._control.end()
             await self._control.ended.wait()
         await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
         self._store.close()
@@ -219,6 +219,14 @@ class ControlServer(uvicorn.Server):
         )
         self.accepting = anyio.Event()
         self.ended = anyio.Event()
+        self._asked_to_end = anyio.Event()
+
+    def end(self) -> None:
+        self._asked_to_end.set()
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it should end, for all of the daemon's life.
+        await self._asked_to_end.wait()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

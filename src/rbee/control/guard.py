@@ -17,6 +17,10 @@ PUBLIC: Final = frozenset({"/metrics"})
 """Paths that anybody may ask for here (metrics asks for more itself, where ``auth.metrics_auth`` is set)."""
 
 
+CALLER: Final = "rbee.caller"
+"""Where a request's scope holds the principal, for the routes."""
+
+
 class Guard:
     """ASGI middleware: 401 without a key where keys are required, 413 for a body that no call needs."""
 
@@ -28,23 +32,21 @@ class Guard:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             try:
-                self._check(scope["path"], headers)
+                self._check(scope, headers)
             except RequestError as error:
                 await error_response(error, headers)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, path: str, headers: Headers) -> None:
-        if path not in PUBLIC:
-            auth.require_known(auth.resolve(self._policy, presented_key(headers)))
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        key = auth.presented_key(headers.get("authorization"), headers.get("x-api-key"))
+        principal = scope[CALLER] = auth.resolve(self._policy, key)
+        if scope["path"] not in PUBLIC:
+            auth.require_known(principal)
         length = headers.get("content-length", "0")
         # The gateway holds each body whole and says how long it is; our own workers do too.
         if "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"The body of a control request may have at most {MAX_BODY_BYTES} bytes.")
-
-
-def presented_key(headers: Headers) -> str | None:
-    return auth.presented_key(headers.get("authorization"), headers.get("x-api-key"))
 
 
 def error_response(error: RequestError, headers: Headers, extra: dict[str, str] | None = None) -> JSONResponse:
