@@ -19,6 +19,7 @@ from rbee.config import show
 from rbee.config.sections import is_loopback
 from rbee.config.settings import Loaded, Settings, load
 from rbee.core import auth
+from rbee.core.addresses import base_url
 from rbee.core.errors import PortInUse, SettingsError, StartupError
 from rbee.daemon import Daemon, FrontDoor, without_effect
 from rbee.nodes.processes import holder_of_port
@@ -185,9 +186,8 @@ def _open_door(settings: Settings) -> FrontDoor:
     server = settings.server
     tls = _tls(settings)
     listener = _listen(server.host, server.port)
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    port = listener.getsockname()[1]
-    return FrontDoor(listener, f"{'https' if tls else 'http'}://{host}:{port}", tls)
+    url = base_url(server.host, listener.getsockname()[1], "https" if tls else "http")
+    return FrontDoor(listener, url, tls)
 
 
 def _listen(host: str, port: int) -> socket.socket:

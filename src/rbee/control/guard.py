@@ -8,15 +8,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rbee.core import auth
+from rbee.core.addresses import MAX_CONTROL_BODY_BYTES
 from rbee.core.errors import BodyTooLarge, RequestError, Unauthorized, status_of
 
-MAX_BODY_BYTES: Final = 256 * 1024
-"""The largest body that any call here needs is a spawn with a chat template, 64 KiB. Checking one of 32 MiB, the
-gateway's limit for inference, against a schema would hold the loop for seconds."""
 PUBLIC: Final = frozenset({"/metrics"})
 """Paths that anybody may ask for here (metrics asks for more itself, where ``auth.metrics_auth`` is set)."""
-
-
 CALLER: Final = "rbee.caller"
 """Where a request's scope holds the principal, for the routes."""
 
@@ -45,8 +41,8 @@ class Guard:
             auth.require_known(principal)
         length = headers.get("content-length", "0")
         # The gateway holds each body whole and says how long it is; our own workers do too.
-        if "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"The body of a control request may have at most {MAX_BODY_BYTES} bytes.")
+        if "transfer-encoding" in headers or not length.isdecimal() or int(length) > MAX_CONTROL_BODY_BYTES:
+            raise BodyTooLarge(f"The body of a control request may have at most {MAX_CONTROL_BODY_BYTES} bytes.")
 
 
 def error_response(error: RequestError, headers: Headers, extra: dict[str, str] | None = None) -> JSONResponse:

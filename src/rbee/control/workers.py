@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from rbee.control.context import Admin, Context, Here
 from rbee.control.schemas import SpawnAnswer, SpawnRequest, WorkerList, WorkerView
 from rbee.control.views import worker_view
+from rbee.core.addresses import base_url
 from rbee.hive.orders import specify
 from rbee.hive.registry import Record
 from rbee.nodes.logs import MAX_LINES
@@ -24,7 +25,7 @@ Tail = Annotated[int, Query(ge=0, le=MAX_LINES)]
 async def spawn(body: SpawnRequest, here: Here) -> SpawnAnswer:
     """Start a worker. The answer comes at once; the model may load for minutes: watch the state, or /v1/events."""
     record = await here.pool.spawn(specify(body.order(), here.defaults))
-    url = record.worker.url or f"http://{here.pool.worker_host}:{record.port}"
+    url = record.worker.url or base_url(here.pool.worker_host, record.port)
     return SpawnAnswer(worker_id=record.worker_id, url=url, state=_state(here, record))
 
 

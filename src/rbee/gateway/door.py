@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from typing import Final
 
+from rbee.core.addresses import MAX_CONTROL_BODY_BYTES
 from rbee.core.auth import Action, AuthPolicy, Principal, presented_key, require, require_known, resolve
 from rbee.core.errors import BodyTooLarge, MethodNotAllowed, ShuttingDown
 from rbee.core.routing import RouteTable, Standing
 from rbee.core.usage import UsageSink
 from rbee.gateway import fence
-from rbee.gateway.endpoints import BODYLESS, HEALTH, INFERENCE, MAX_CONTROL_BODY
+from rbee.gateway.endpoints import BODYLESS, HEALTH, INFERENCE
 from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
 from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
@@ -118,8 +119,8 @@ class FrontDoor:
         if head.path in INFERENCE:
             if size > self.options.max_body:
                 raise BodyTooLarge(f"The body is larger than {self.options.max_body} bytes (gateway.max_body).")
-        elif size > min(MAX_CONTROL_BODY, self.options.max_body):
-            raise BodyTooLarge(f"The body of a control request may have at most {MAX_CONTROL_BODY} bytes.")
+        elif size > min(MAX_CONTROL_BODY_BYTES, self.options.max_body):
+            raise BodyTooLarge(f"The body of a control request may have at most {MAX_CONTROL_BODY_BYTES} bytes.")
 
     def _health(self, head: RequestHead, client: Client) -> OwnAnswer:
         if head.method not in (b"GET", b"HEAD"):

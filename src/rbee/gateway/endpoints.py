@@ -32,9 +32,6 @@ HEALTH: Final = frozenset((b"/livez", b"/readyz", b"/v1/health"))
 BODYLESS: Final = HEALTH | {b"/metrics"}
 """Anybody may ask for these, so nobody's body is held for them."""
 
-MAX_CONTROL_BODY: Final = 256 * 1024
-"""Bytes; the control API refuses more than this, so more is not held for it either."""
-
 
 def shape_of(path: bytes) -> Shape:
     return INFERENCE.get(path, Shape.PLAIN)

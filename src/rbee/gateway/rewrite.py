@@ -6,6 +6,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import Final
 
+from rbee.core.addresses import bracketed
 from rbee.core.routing import Route
 from rbee.gateway.head import RequestHead
 
@@ -58,7 +59,7 @@ def for_control(head: RequestHead, length: int, request_id: str) -> bytes:
 
 def for_engine(head: RequestHead, route: Route, length: int, request_id: str) -> bytes:
     """The head of a request towards a worker: its own key, and nothing that belongs to us."""
-    host = f"[{route.host}]" if ":" in route.host else route.host
+    host = bracketed(route.host)
     own = [(b"host", f"{host}:{route.port}".encode())]
     if route.key:
         own.append((b"authorization", b"Bearer " + route.key.encode()))

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from rbee.core.addresses import base_url
 from rbee.core.errors import InvalidField
 from rbee.core.events import AnnouncedFailed, AnnouncedLoading, AnnouncedReady
 from rbee.core.worker import Restart, WorkerSpec
@@ -85,7 +86,7 @@ async def resolve_external_url(url: str, allowed: tuple[str, ...], front_port: i
         raise InvalidField("The worker's url is the hive's own; name where the worker itself listens.", field="url")
     # IPv4 first: that is where an engine told to serve on "localhost" listens.
     first = min(addresses, key=lambda address: address.version)
-    return f"http://[{first}]:{port}" if first.version == 6 else f"http://{first}:{port}"
+    return base_url(str(first), port)
 
 
 def is_on_loopback(url: str) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from rbee.core.addresses import base_url
 from rbee.core.environment import device_variables, inherited
 from rbee.worker import exit_file, log, ports, reason
 from rbee.worker.callback import Announcement, HiveClient, Identity
@@ -32,7 +33,6 @@ from rbee.worker.options import Options
 from rbee.worker.output import Output, open_output
 from rbee.worker.processes import KEEPER_MARK, EngineProcess, become_subreaper, end_descendants, keeper_mark, reap
 from rbee.worker.watch import Watcher
-from rbee.worker.wire import base_url
 
 TERM_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL for the engine; the hive gives the keeper 10."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from rbee.core.addresses import base_url, bracketed
+
 MAX_ANSWER_BYTES: Final = 4 << 20
 _READ_BYTES: Final = 65_536
 
@@ -48,10 +50,6 @@ class Answer(NamedTuple):
             return json.loads(self.body)
         except ValueError:
             return None
-
-
-def base_url(host: str, port: int, scheme: str = "http") -> str:
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def parse_address(url: str) -> Address:
@@ -130,7 +128,7 @@ def _connect(address: Address, timeout: float) -> socket.socket:
 def _host(address: Address) -> str:
     if address.unix_socket:
         return "localhost"
-    name = f"[{address.host}]" if ":" in address.host else address.host
+    name = bracketed(address.host)
     return name if address.port == (443 if address.encrypted else 80) else f"{name}:{address.port}"
 
 
