@@ -1,6 +1,6 @@
 """The fakes that we ship: a node, its processes, a store and a library that need no machine. Imported by tests only."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -8,7 +8,7 @@ import anyio
 from rbee.core import auth
 from rbee.core.errors import ModelNotFound
 from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import Launch, ProcessIdentity, StoredWorker
+from rbee.core.launch import Footprint, Launch, ProcessIdentity, Reply, StoredWorker
 from rbee.core.model_ref import ModelRef
 from rbee.core.routing import RouteTable
 from rbee.hive.pool import Adapters, Pool, PoolOptions
@@ -61,6 +61,10 @@ class FakeNode:
         self.swept: list[tuple[str, int]] = []
         self.forgotten: list[str] = []
         self.ended_leftovers: list[ProcessIdentity] = []
+        self.living: dict[ProcessIdentity, FakeProcess] = {}
+        self.last_words: dict[tuple[str, int], Exit] = {}
+        self.orphans = 0
+        self.footprints: dict[int, Footprint] = {}
         self.taken_ports: set[int] = set()
         self.fail_next: OSError | None = None
         self.deaf = False
@@ -89,6 +93,27 @@ class FakeNode:
         self.ended_leftovers.append(identity)
         return True
 
+    def add_living(self, identity: ProcessIdentity) -> FakeProcess:
+        """A process that an earlier hive started, and that still runs."""
+        self.living[identity] = FakeProcess(identity, deaf=self.deaf)
+        return self.living[identity]
+
+    async def adopt(self, row: StoredWorker) -> FakeProcess | None:
+        await anyio.lowlevel.checkpoint()
+        return None if row.identity is None else self.living.get(row.identity)
+
+    async def last_word(self, worker_id: str, incarnation: int) -> Exit:
+        await anyio.lowlevel.checkpoint()
+        return self.last_words.get((worker_id, incarnation), Exit(ExitReason.CRASHED))
+
+    async def sweep_orphans(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        return self.orphans
+
+    async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
+        await anyio.lowlevel.checkpoint()
+        return {pid: self.footprints[pid] for pid in pids if pid in self.footprints}
+
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         self.swept.append((worker_id, incarnation))
         return 0
@@ -105,6 +130,25 @@ class FakeNode:
     async def forget(self, worker_id: str) -> None:
         await anyio.sleep(self.forget_delay)
         self.forgotten.append(worker_id)
+
+
+class FakeProbe:
+    """Answers 200 at every url of ``answering``, at once; is silent at those of ``silent``; elsewhere nobody listens."""
+
+    def __init__(self) -> None:
+        self.answering: dict[str, Reply] = {}
+        self.silent: set[str] = set()
+        self.asked: list[tuple[str, str, str]] = []
+
+    async def get(self, url: str, path: str, key: str, timeout: float) -> Reply:  # noqa: ASYNC109 - as the port has it
+        self.asked.append((url, path, key))
+        await anyio.lowlevel.checkpoint()
+        if url in self.silent:
+            await anyio.sleep(timeout)
+            raise TimeoutError
+        if url not in self.answering:
+            raise ConnectionRefusedError("nobody listens there")
+        return self.answering[url]
 
 
 class FakeStore:

@@ -31,6 +31,8 @@ RbeeError
     ├── BufferFull               too many bytes are waiting in the gateway
     ├── ShuttingDown
     ├── NoPortLeft
+    ├── CircuitOpen              the same thing failed too often; it is tried again later
+    ├── CircuitNotFound
     ├── RequestTimeout           the client took too long to send its request
     ├── WorkerLost               the worker went away while it answered
     ├── ControlUnavailable       the control API does not answer (yet)
@@ -195,6 +197,14 @@ class NoPortLeft(RequestError):
     code = "no_port_left"
 
 
+class CircuitOpen(RequestError):
+    code = "circuit_open"
+
+
+class CircuitNotFound(RequestError):
+    code = "circuit_not_found"
+
+
 class RequestTimeout(RequestError):
     code = "request_timeout"
 
@@ -220,6 +230,7 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     RouteNotFound: 404,
     WorkerNotFound: 404,
     ModelNotFound: 404,
+    CircuitNotFound: 404,
     MethodNotAllowed: 405,
     RequestTimeout: 408,
     AliasInUse: 409,
@@ -239,6 +250,7 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     BufferFull: 503,
     ShuttingDown: 503,
     NoPortLeft: 503,
+    CircuitOpen: 503,
     ControlUnavailable: 503,
 }
 

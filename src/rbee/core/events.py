@@ -14,13 +14,21 @@ class RestartAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenCircuit:
+    """Leave it failed and try once after *delay* seconds; ``reason`` is one sentence that says why, and when."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """Leave it failed; ``reason`` is one sentence that says why, and what to do."""
 
     reason: str
 
 
-RestartDecision = RestartAfter | GiveUp
+RestartDecision = RestartAfter | OpenCircuit | GiveUp
 
 
 # Events: what happened.

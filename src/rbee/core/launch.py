@@ -62,11 +62,40 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
-    """A worker as it survives the hive: its row is written before its process is forked, the identity after."""
+    """A worker as it survives the hive: its row is written before its process is forked, the identity after.
+
+    ``url`` is empty until it has called back. ``started_at``: RFC 3339, for people.
+    """
 
     spec: WorkerSpec
     incarnation: int
     identity: ProcessIdentity | None = None
+    url: str = ""
+    engine_pid: int | None = None
+    slots: int = 0
+    restart_count: int = 0
+    started_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one process and all below it use. ``private_bytes``: RssAnon + RssShmem, what nobody else could use.
+
+    ``cpu_seconds`` and ``read_bytes`` only grow while the same processes live.
+    """
+
+    rss_bytes: int = 0
+    private_bytes: int = 0
+    cpu_seconds: float = 0.0
+    read_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a worker's own server answered to a question of the hive."""
+
+    status: int
+    body: bytes
 
 
 def first_free(ports: Sequence[int], taken: set[int]) -> int | None:

@@ -25,8 +25,16 @@ _BUILT_IN: Final = {reference: name for name, reference in BUILT_IN_ALIASES.item
 
 
 @dataclass(slots=True)
+class Activity:
+    """What passed through the gateway for one worker so far; the gateway alone writes it, and it only grows."""
+
+    requests: int = 0
+    relayed_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Route:
-    """One worker as the gateway sees it. The hive writes all but ``in_flight``, which the gateway writes."""
+    """One worker as the gateway sees it. The hive writes all but ``in_flight`` and ``activity``: the gateway's."""
 
     worker_id: str
     model_ref: str
@@ -38,6 +46,7 @@ class Route:
     slots: int = 1
     message: str = ""
     in_flight: int = 0
+    activity: Activity = field(default_factory=Activity)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +86,8 @@ class RouteTable:
         """Add a worker, or replace what is known of it; requests in flight go on counting."""
         known = self.routes.get(route.worker_id)
         route.in_flight = known.in_flight if known is not None else self._left_in_flight.pop(route.worker_id, 0)
+        if known is not None:
+            route.activity = known.activity
         self.routes[route.worker_id] = route
         self.changed()
 
@@ -105,6 +116,7 @@ class RouteTable:
         """Count one more request on a worker. Raises KeyError for one that is not there."""
         route = self.routes[worker_id]
         route.in_flight += 1
+        route.activity.requests += 1
         return route
 
     def release(self, worker_id: str) -> None:

@@ -1,10 +1,10 @@
 """What the hive needs of the world. Adapters live in nodes/, storage/ and models/; daemon.py hands them in."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from rbee.core.exits import Exit
-from rbee.core.launch import Launch, ProcessIdentity, StoredWorker
+from rbee.core.launch import Footprint, Launch, ProcessIdentity, Reply, StoredWorker
 from rbee.core.model_ref import ModelRef
 
 
@@ -42,8 +42,28 @@ class Node(Protocol):
         """End a process of an earlier hive, group and all; False when it was gone already."""
         ...
 
+    async def adopt(self, row: StoredWorker) -> Process | None:
+        """The living process of a worker that an earlier hive started; None when it is gone.
+
+        A row without an identity (its hive was killed between fork and pid) finds its keeper by the mark in its
+        environment. How the process ends is then known from what the keeper leaves, not from an exit status.
+        """
+        ...
+
+    async def last_word(self, worker_id: str, incarnation: int) -> Exit:
+        """How an incarnation ended that nobody waited for; unknown where its keeper could not leave word."""
+        ...
+
+    async def sweep_orphans(self) -> int:
+        """SIGKILL what is left of keepers that are gone, whoever started them; returns how many there were."""
+        ...
+
+    async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
+        """What each of these processes uses, those below it included; one that is gone is left out."""
+        ...
+
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        """SIGKILL whatever still carries this incarnation in its environment; returns how many there were."""
+        """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone."""
         ...
 
     def port_is_free(self, host: str, port: int) -> bool: ...
@@ -58,6 +78,15 @@ class Node(Protocol):
 
     async def forget(self, worker_id: str) -> None:
         """Remove what is kept of a worker (its logs)."""
+        ...
+
+
+class Probe(Protocol):
+    """Asks a worker's own server."""
+
+    async def get(self, url: str, path: str, key: str, timeout: float) -> Reply:
+        """GET *path* of the server at *url* with its key. Raises TimeoutError where no whole answer came in *timeout*
+        seconds, another OSError where there is no server or what answers is not HTTP."""
         ...
 
 

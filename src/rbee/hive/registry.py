@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from rbee.core.errors import WorkerNotFound
-from rbee.core.launch import Telemetry
+from rbee.core.launch import Footprint, Telemetry
 from rbee.core.liveness import Vital
 from rbee.core.worker import Worker
 
@@ -14,8 +14,10 @@ from rbee.core.worker import Worker
 class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
-    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``port``, ``started_at``: the
-    pool, once.
+    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``,
+    ``failed_checks``: the monitor. ``unannounced``: its supervisor. ``port``, ``started_at``: the pool, once.
+
+    ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """
 
     worker: Worker
@@ -24,6 +26,9 @@ class Record:
     port: int = 0
     healthy: bool = True
     telemetry: Telemetry = field(default_factory=Telemetry)
+    footprint: Footprint | None = None
+    failed_checks: int = 0
+    unannounced: bool = False
 
     @property
     def worker_id(self) -> str:
