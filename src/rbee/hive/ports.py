@@ -84,9 +84,11 @@ class Node(Protocol):
 class Probe(Protocol):
     """Asks a worker's own server."""
 
-    async def get(self, url: str, path: str, key: str, timeout: float) -> Reply:
-        """GET *path* of the server at *url* with its key. Raises TimeoutError where no whole answer came in *timeout*
-        seconds, another OSError where there is no server or what answers is not HTTP."""
+    async def get(self, url: str, path: str, key: str) -> Reply:
+        """GET *path* of the server at *url* with its key; the caller bounds the time.
+
+        Raises OSError where there is no server, or what answers is not HTTP.
+        """
         ...
 
 
