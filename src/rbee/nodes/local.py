@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import anyio.to_thread
 import structlog
@@ -90,7 +89,7 @@ class LocalNode:
         self._groups = WorkerGroups(cgroups.delegated()) if groups is None else groups
         self._oom = oom or OomWatch()
         self._sweeper = Sweeper(self._groups)
-        self._kept: WeakValueDictionary[str, KeptProcess] = WeakValueDictionary()
+        self._kept: dict[str, KeptProcess] = {}
 
     async def spawn(self, launch: Launch) -> KeptProcess:
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
@@ -164,9 +163,11 @@ class LocalNode:
         return await processes.end_identified(identity, grace)
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        if (kept := self._kept.get(marks.mark_of(worker_id, incarnation))) is not None:
-            kept.swept()
-        return await self._sweeper.sweep(worker_id, incarnation)
+        kept = self._kept.pop(marks.mark_of(worker_id, incarnation), None)
+        if kept is None:
+            return await self._sweeper.sweep(worker_id, incarnation)
+        kept.swept()
+        return await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
 
     async def sweep_orphans(self) -> int:
         return await self._sweeper.sweep_orphans()

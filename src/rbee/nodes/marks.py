@@ -2,9 +2,10 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import anyio
 import anyio.to_thread
@@ -17,16 +18,27 @@ INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
 KEEPER_VARIABLE: Final = "RBEE_KEEPER"
 """``<pid>:<start time>`` of the keeper, carried by what is below it; the start in clock ticks since boot."""
 
+_EXEC_PATIENCE: Final = 0.5
+"""Seconds for a program to be put in place of another; it takes microseconds, or a read of a cold disk."""
+_LISTINGS: Final = 10
+"""Looks at the list of processes in one scan, on a machine that starts some all the time."""
+_PF_EXITING: Final = 0x4
+_PF_KTHREAD: Final = 0x200000
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A process with one of the marks; the one that it lacks is empty."""
+    """A process with one of the marks; the one that it lacks is empty.
+
+    One that is just ending has given up its environment, while it may still give back its memory: it has no marks,
+    and ``ending_in`` is the session that it was in; 0 for all others.
+    """
 
     pid: int
-    incarnation: str
-    keeper: str
+    incarnation: str = ""
+    keeper: str = ""
+    ending_in: int = 0
 
 
 def mark_of(worker_id: str, incarnation: int) -> str:
@@ -36,21 +48,66 @@ def mark_of(worker_id: str, incarnation: int) -> str:
 def read(pid: int) -> Marked | None:
     """The marks of one process; None for one without, that is not there, or that we may not look into.
 
-    Raises OSError where no descriptor is left to look with: that must not read as no mark.
+    Blocking. Raises OSError where no descriptor is left to look with: that must not read as no mark.
     """
     if not LINUX:
         return _read_elsewhere(pid)
+    data = _file(pid, "environ")
+    deadline = 0.0
+    while data == b"":
+        state = _MemoryLess.read(pid)
+        if state is None or state.is_kernel:
+            return None
+        if state.is_ending:
+            return Marked(pid, ending_in=state.session)
+        if state.has_environment:
+            # It really is empty, or was filled meanwhile: the next look is the last one.
+            data = _file(pid, "environ")
+            break
+        # It has just replaced itself by another program, whose environment the kernel has not put in place yet.
+        now = time.monotonic()
+        deadline = deadline or now + _EXEC_PATIENCE
+        if now > deadline:
+            return None
+        time.sleep(0.001)
+        data = _file(pid, "environ")
+    if not data or b"RBEE_" not in data:
+        return None
+    return _marked(pid, dict(entry.partition("=")[::2] for entry in os.fsdecode(data).split("\0")))
+
+
+def _file(pid: int, name: str) -> bytes | None:
     try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            data = file.read()
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read()
+    except ProcessLookupError:
+        # So newer kernels say of one without memory; older ones gave an empty file.
+        return b""
     except OSError as error:
         if error.errno in _NO_DESCRIPTOR:
             raise
         return None
-    if not data or b"RBEE_" not in data:
-        return None
-    entries = dict(entry.partition("=")[::2] for entry in os.fsdecode(data).split("\0"))
-    return _marked(pid, entries)
+
+
+class _MemoryLess(NamedTuple):
+    """What the stat of a process says whose environment reads empty. Source: proc_pid_stat(5), linux/sched.h."""
+
+    session: int
+    is_kernel: bool
+    is_ending: bool
+    has_environment: bool
+
+    @classmethod
+    def read(cls, pid: int) -> Self | None:
+        """None for one that is not there or only waits to be reaped."""
+        stat = _file(pid, "stat")
+        if not stat:
+            return None
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if fields[0] in (b"Z", b"X"):
+            return None
+        flags = int(fields[6])
+        return cls(int(fields[3]), bool(flags & _PF_KTHREAD), bool(flags & _PF_EXITING), fields[48] != b"0")
 
 
 def _marked(pid: int, environ: Mapping[str, str]) -> Marked | None:
@@ -67,12 +124,25 @@ def _read_elsewhere(pid: int) -> Marked | None:
 
 
 def scan() -> list[Marked]:
-    """Every process with a mark, we excepted. Blocking: it reads the environment of each process there is.
+    """Every process with a mark, and every one that is just ending; we excepted.
 
-    Raises OSError where no descriptor is left to look with.
+    Blocking: it reads the environment of each process there is. Raises OSError where no descriptor is left to look
+    with.
     """
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if LINUX else psutil.pids()
-    return [found for pid in pids if pid != os.getpid() and (found := read(pid)) is not None]
+    seen = {os.getpid()}
+    found: list[Marked] = []
+    for _ in range(_LISTINGS):
+        # What was born while the others were read may be the child of one that has ended before it was.
+        fresh = set(_pids()) - seen
+        if not fresh:
+            break
+        seen |= fresh
+        found += [marked for pid in sorted(fresh) if (marked := read(pid)) is not None]
+    return found
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if LINUX else psutil.pids()
 
 
 def in_our_pid_namespace(pid: int) -> bool:

@@ -32,14 +32,17 @@ class Sweeper:
         self._groups = groups
         self.scan = SharedScan()
 
-    async def sweep(self, worker_id: str, incarnation: int) -> int:
-        """Kill all that is left of an incarnation: its cgroup and whatever carries its mark; how many there were."""
+    async def sweep(self, worker_id: str, incarnation: int, keeper_pid: int = 0) -> int:
+        """Kill all that is left of an incarnation: its cgroup and whatever carries its mark; how many there were.
+
+        What was killed before in the session of *keeper_pid* is waited for, too.
+        """
         mark = marks.mark_of(worker_id, incarnation)
         killed: set[int] = set()
         group = self._groups.find(worker_id, incarnation)
         if group is not None:
             killed |= await self._kill_group(group)
-        killed |= await self._kill_marked(lambda found: found.incarnation == mark)
+        killed |= await self._kill_marked(lambda found: found.incarnation == mark, keeper_pid)
         if group is not None and not await anyio.to_thread.run_sync(self._groups.forget, group):
             log.warning("cgroup_not_removed", worker_id=worker_id, cgroup=str(group))
         return len(killed)
@@ -66,18 +69,19 @@ class Sweeper:
                     return identity
         return None
 
-    async def _kill_marked(self, condemned: Callable[[Marked], bool]) -> set[int]:
+    async def _kill_marked(self, condemned: Callable[[Marked], bool], session: int = 0) -> set[int]:
         killed: set[int] = set()
         stubborn: set[int] = set()
         for _ in range(_ROUNDS):
             try:
-                found = [marked.pid for marked in await self.scan() if condemned(marked)]
+                scanned = await self.scan()
             except OSError as error:
                 log.warning("sweep_delayed", reason=str(error))
                 await anyio.sleep(_RETRY_DELAY)
                 continue
-            fresh = [pid for pid in found if pid not in stubborn]
+            fresh = [found.pid for found in scanned if condemned(found) and found.pid not in stubborn]
             if not fresh:
+                await _wait_gone(_hold(found.pid for found in scanned if session and found.ending_in == session))
                 return killed
             killed |= set(fresh)
             stubborn |= await end(fresh, condemned)
