@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import psutil
 
 from rbee.core.launch import Footprint
-from rbee.nodes.processes import LINUX
+from rbee.nodes.processes import LINUX, read_file
 
 _KIB: Final = 1024
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -52,7 +51,8 @@ def _children(pid: int) -> Iterator[int]:
     except OSError:
         return
     for task in tasks:
-        yield from map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+        if found := _read(f"/proc/{pid}/task/{task}/children"):
+            yield from map(int, found.split())
 
 
 def _below_elsewhere(pid: int) -> list[int]:
@@ -65,22 +65,23 @@ def _below_elsewhere(pid: int) -> list[int]:
 def _one(pid: int) -> Footprint | None:
     if not LINUX:
         return _one_elsewhere(pid)
-    status = _fields(f"/proc/{pid}/status")
+    status = _fields(f"/proc/{pid}/status", b"VmRSS", b"RssAnon", b"RssShmem")
     stat = _read(f"/proc/{pid}/stat")
     # A zombie has no memory lines any more.
-    if "VmRSS" not in status or not stat:
+    if status is None or not stat:
         return None
+    rss, private, shared = status
     # The command's name may hold any byte: fields are counted from behind it; utime is the 14th, stime the 15th.
     times = stat[stat.rindex(b")") + 2 :].split()[11:13]
-    moved = _fields(f"/proc/{pid}/io")
+    moved = _fields(f"/proc/{pid}/io", b"rchar", b"read_bytes") or [0]
     return Footprint(
-        rss_bytes=status["VmRSS"] * _KIB,
-        private_bytes=(status["RssAnon"] + status["RssShmem"]) * _KIB,
+        rss_bytes=rss * _KIB,
+        private_bytes=(private + shared) * _KIB,
         cpu_seconds=sum(map(int, times)) / _TICKS,
         # rchar moves with every read(), from the page cache too; read_bytes also when a mapped file comes from the
         # disk. One of them moves whenever a model is loaded, except a mapped file that is in the cache already: then
         # the resident memory does. A read() from the disk counts twice, which does no harm to a sign of progress.
-        read_bytes=moved.get("rchar", 0) + moved.get("read_bytes", 0),
+        read_bytes=sum(moved),
     )
 
 
@@ -94,19 +95,20 @@ def _one_elsewhere(pid: int) -> Footprint | None:
     return Footprint(rss_bytes=rss, private_bytes=rss, cpu_seconds=times.user + times.system)
 
 
-def _fields(path: str) -> dict[str, int]:
-    """The numbers of a file with one ``name: number`` a line."""
-    found: dict[str, int] = {}
-    for line in _read(path).splitlines():
-        name, _, value = line.partition(b":")
-        number = value.split()[:1]
-        if number and number[0].isdigit():
-            found[name.decode()] = int(number[0])
+def _fields(path: str, *names: bytes) -> list[int] | None:
+    """The numbers behind *names* in a file with one ``name: number`` a line; None where any is missing."""
+    data = b"\n" + _read(path)
+    found: list[int] = []
+    for name in names:
+        _, there, rest = data.partition(b"\n" + name + b":")
+        if not there:
+            return None
+        found.append(int(rest.split(maxsplit=1)[0]))
     return found
 
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError:
         return b""

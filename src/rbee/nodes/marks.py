@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import psutil
 
-from rbee.nodes.processes import LINUX
+from rbee.nodes.processes import LINUX, read_file
 
 INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
 """``<worker id>:<incarnation>``, carried by the keeper and by all below it."""
@@ -78,8 +78,7 @@ def read(pid: int) -> Marked | None:
 
 def _file(pid: int, name: str) -> bytes | None:
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-            return file.read()
+        return read_file(f"/proc/{pid}/{name}")
     except ProcessLookupError:
         # So newer kernels say of one without memory; older ones gave an empty file.
         return b""

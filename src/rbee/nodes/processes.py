@@ -19,6 +19,19 @@ from rbee.core.launch import ProcessIdentity
 from rbee.nodes import cgroups
 
 LINUX: Final = sys.platform == "linux"
+_BLOCK: Final = 16 * 1024
+
+
+def read_file(path: str) -> bytes:
+    """A small file of /proc, without the layers of ``open``: these are read by the thousand. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts: list[bytes] = []
+        while part := os.read(descriptor, _BLOCK):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 @cache
@@ -38,7 +51,7 @@ def start_time(pid: int) -> int | None:
     if not LINUX:
         return _start_time_elsewhere(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = read_file(f"/proc/{pid}/stat")
     except OSError:
         return None
     # The command's name is in parentheses and may hold any byte, so the fields are counted from its end.
