@@ -5,60 +5,106 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio.to_thread
 import structlog
 
 from rbee.core.environment import inherited
-from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import Launch, ProcessIdentity
+from rbee.core.exits import UNKNOWN, Exit, completed, may_be_oom, with_oom_verdict
+from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
 from rbee.core.worker import WorkerSpec
-from rbee.nodes import logs, processes
+from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
+from rbee.nodes.cgroups import WorkerGroups
+from rbee.nodes.oom import Birth, OomWatch
+from rbee.nodes.sweep import Sweeper
 
 log = structlog.get_logger(__name__)
 
 
-class LocalWorkerProcess(processes.WatchedProcess):
-    """A keeper that this hive started; how its engine ended stands in the file that it leaves."""
+class KeptProcess(processes.WatchedProcess):
+    """A keeper, ours or an earlier hive's; how its engine ended stands in the file that it leaves."""
 
     def __init__(
         self,
         identity: ProcessIdentity,
         handle: processes.Handle,
-        child: "subprocess.Popen[bytes]",
-        exit_file: Path,
+        around: "Surroundings",
+        child: "subprocess.Popen[bytes] | None" = None,
     ) -> None:
-        super().__init__(identity, handle, child)
-        self._exit_file = exit_file
+        super().__init__(identity, handle, child, around.group)
+        self._around = around
+
+    def swept(self) -> None:
+        """What is killed from now on is killed by us."""
+        self._killed = True
+
+    @property
+    def incarnation(self) -> int:
+        return self._around.incarnation
 
     async def wait(self) -> Exit:
         exit_ = await super().wait()
-        return _with_message(exit_, self._exit_file)
+        around = self._around
+        word = last_words.read(around.exit_file, around.incarnation)
+        if word is not None:
+            exit_ = completed(exit_, word)
+        if self._killed or not may_be_oom(exit_):
+            around.oom.look()
+            return exit_
+        return with_oom_verdict(exit_, around.oom.explains(around.birth))
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What belongs to one keeper beside its process."""
+
+    exit_file: Path
+    incarnation: int
+    oom: OomWatch
+    birth: Birth
+    group: Path | None
 
 
 class LocalNode:
     """*directory* gets one folder a worker, with ``<incarnation>.log`` and ``<incarnation>.exit.json``.
 
-    Logs are cut at *max_log_bytes*; those of the last *keep* incarnations of a worker are kept.
+    Logs are cut at *max_log_bytes*; those of the last *keep* incarnations of a worker are kept. Without *groups*
+    workers get cgroups of their own where our own is delegated to us.
     """
 
-    def __init__(self, directory: Path, environ: Mapping[str, str], max_log_bytes: int, keep: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        environ: Mapping[str, str],
+        max_log_bytes: int,
+        keep: int,
+        groups: WorkerGroups | None = None,
+        oom: OomWatch | None = None,
+    ) -> None:
         self._directory = directory
         self._environ = environ
         self._max_log_bytes = max_log_bytes
         self._keep = keep
+        self._groups = WorkerGroups(cgroups.delegated()) if groups is None else groups
+        self._oom = oom or OomWatch()
+        self._sweeper = Sweeper(self._groups)
+        self._kept: dict[str, KeptProcess] = {}
 
-    async def spawn(self, launch: Launch) -> processes.WatchedProcess:
+    async def spawn(self, launch: Launch) -> KeptProcess:
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
         # worker has no parent-death signal (it may outlive the hive), so the end of that thread means nothing to it.
         return await anyio.to_thread.run_sync(self._spawn, launch)
 
-    def _spawn(self, launch: Launch) -> processes.WatchedProcess:
-        folder = self._directory / launch.spec.worker_id
+    def _spawn(self, launch: Launch) -> KeptProcess:
+        worker_id = launch.spec.worker_id
+        folder = self._directory / worker_id
         folder.mkdir(parents=True, exist_ok=True)
         self._drop_old(folder)
-        exit_file = folder / f"{launch.incarnation}.exit.json"
+        exit_file = self._exit_file(worker_id, launch.incarnation)
+        # One of an earlier life with this number would be taken for its own.
+        exit_file.unlink(missing_ok=True)
         with (folder / f"{launch.incarnation}.log").open("ab") as output:
             child = subprocess.Popen(
                 command(launch, exit_file),
@@ -76,9 +122,34 @@ class LocalNode:
             child.kill()
             child.wait()
             raise
+        # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
+        group = self._groups.join(worker_id, launch.incarnation, child.pid)
         # One that has ended already is a zombie until we reap it, so its pid is still its own.
         identity = ProcessIdentity(child.pid, processes.start_time(child.pid) or 0, processes.boot_id())
-        return LocalWorkerProcess(identity, handle, child, exit_file)
+        around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
+        return self._keep_hold(worker_id, KeptProcess(identity, handle, around, child))
+
+    async def adopt(self, row: StoredWorker) -> KeptProcess | None:
+        worker_id, incarnation = row.spec.worker_id, row.incarnation
+        identity = row.identity or await self._sweeper.find_keeper(worker_id, incarnation)
+        handle = None if identity is None else processes.hold(identity)
+        if identity is None or handle is None:
+            return None
+        group = self._groups.adopt(worker_id, incarnation, identity.pid)
+        birth = self._oom.begin(identity.pid)
+        around = Surroundings(self._exit_file(worker_id, incarnation), incarnation, self._oom, birth, group)
+        return self._keep_hold(worker_id, KeptProcess(identity, handle, around))
+
+    def _keep_hold(self, worker_id: str, process: KeptProcess) -> KeptProcess:
+        self._kept[marks.mark_of(worker_id, process.incarnation)] = process
+        return process
+
+    async def last_word(self, worker_id: str, incarnation: int) -> Exit:
+        path = self._exit_file(worker_id, incarnation)
+        word = await anyio.to_thread.run_sync(last_words.read, path, incarnation)
+        exit_ = UNKNOWN if word is None else completed(UNKNOWN, word)
+        # Nobody was there to look at the counters.
+        return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
 
     def _drop_old(self, folder: Path) -> None:
         by_age = sorted(folder.glob("*.log"), key=_incarnation_of)
@@ -93,7 +164,22 @@ class LocalNode:
         return await processes.end_identified(identity, grace)
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        return await anyio.to_thread.run_sync(processes.kill_carriers, f"{worker_id}:{incarnation}")
+        kept = self._kept.pop(marks.mark_of(worker_id, incarnation), None)
+        if kept is None:
+            return await self._sweeper.sweep(worker_id, incarnation)
+        kept.swept()
+        return await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
+
+    async def sweep_orphans(self) -> int:
+        return await self._sweeper.sweep_orphans()
+
+    async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
+        return await anyio.to_thread.run_sync(self._measure, pids)
+
+    def _measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
+        # This is called all the time, which keeps the looks at the counters fresh.
+        self._oom.look()
+        return footprints.measure(pids)
 
     def port_is_free(self, host: str, port: int) -> bool:
         return processes.port_is_free(host, port)
@@ -119,6 +205,9 @@ class LocalNode:
                 logs.cut(path, self._max_log_bytes)
             except OSError as error:
                 log.warning("log_not_cut", path=str(path), reason=str(error))
+
+    def _exit_file(self, worker_id: str, incarnation: int) -> Path:
+        return self._directory / worker_id / f"{incarnation}.exit.json"
 
     def _log_of(self, worker_id: str) -> Path:
         folder = self._directory / worker_id
@@ -166,7 +255,7 @@ def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     built = inherited(environ)
     built["RBEE_WORKER_TOKEN"] = launch.token
     built["RBEE_WORKER_SPEC"] = json.dumps(told(launch.spec))
-    built[processes.INCARNATION_VARIABLE] = f"{launch.spec.worker_id}:{launch.incarnation}"
+    built[marks.INCARNATION_VARIABLE] = marks.mark_of(launch.spec.worker_id, launch.incarnation)
     if launch.engine.command:
         built["RBEE_ENGINE_COMMAND"] = json.dumps(launch.engine.command)
         built["RBEE_ENGINE_HEALTH_PATH"] = launch.engine.health_path
@@ -183,16 +272,3 @@ def told(spec: WorkerSpec) -> dict[str, object]:
         "max_memory_bytes": spec.max_memory_bytes,
         "idle_timeout": spec.idle_timeout,
     }
-
-
-def _with_message(exit_: Exit, exit_file: Path) -> Exit:
-    """*exit_* with what the keeper left about it, if it could leave anything (a killed one cannot)."""
-    try:
-        left = json.loads(exit_file.read_bytes())
-        message = str(left.get("message") or "")
-    except (OSError, ValueError, AttributeError):
-        return exit_
-    reason = exit_.reason
-    if left.get("reason") == "stopped":
-        reason = ExitReason.STOPPED
-    return Exit(reason, exit_.code, exit_.signal_number, message)

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -14,13 +14,24 @@ import anyio
 import anyio.to_thread
 import psutil
 
-from rbee.core.exits import Exit, ExitReason, from_wait_status
+from rbee.core.exits import UNKNOWN, Exit, from_wait_status
 from rbee.core.launch import ProcessIdentity
+from rbee.nodes import cgroups
 
-INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
-"""Every process of a worker carries ``<worker id>:<incarnation>`` in it, so that none can hide from a sweep."""
+LINUX: Final = sys.platform == "linux"
+_BLOCK: Final = 16 * 1024
 
-_LINUX: Final = sys.platform == "linux"
+
+def read_file(path: str) -> bytes:
+    """A small file of /proc, without the layers of ``open``: these are read by the thousand. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts: list[bytes] = []
+        while part := os.read(descriptor, _BLOCK):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 @cache
@@ -37,10 +48,10 @@ def start_time(pid: int) -> int | None:
 
     Source: proc_pid_stat(5). A zombie is not there: it can neither serve nor be signalled.
     """
-    if not _LINUX:
+    if not LINUX:
         return _start_time_elsewhere(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = read_file(f"/proc/{pid}/stat")
     except OSError:
         return None
     # The command's name is in parentheses and may hold any byte, so the fields are counted from its end.
@@ -65,6 +76,13 @@ def same_user(pid: int) -> bool:
     try:
         return psutil.Process(pid).uids().real == os.getuid()
     except psutil.Error:
+        return False
+
+
+def leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except OSError:
         return False
 
 
@@ -107,14 +125,23 @@ class Handle:
 
 
 class WatchedProcess:
-    """A process that one task waits for. ``child`` is its Popen where it is ours to reap."""
+    """A process that one task waits for.
+
+    ``child`` is its Popen where it is ours to reap, ``group`` its cgroup where it has one to itself.
+    """
 
     def __init__(
-        self, identity: ProcessIdentity, handle: Handle, child: "subprocess.Popen[bytes] | None" = None
+        self,
+        identity: ProcessIdentity,
+        handle: Handle,
+        child: "subprocess.Popen[bytes] | None" = None,
+        group: Path | None = None,
     ) -> None:
         self._identity = identity
         self._handle = handle
         self._child = child
+        self._group = group
+        self._killed = False
 
     @property
     def identity(self) -> ProcessIdentity:
@@ -131,7 +158,7 @@ class WatchedProcess:
         try:
             await self._handle.wait()
             # It has ended, so this reaps and does not block.
-            return Exit(ExitReason.CRASHED) if self._child is None else from_wait_status(self._child.wait())
+            return UNKNOWN if self._child is None else from_wait_status(self._child.wait())
         finally:
             self._handle.close()
 
@@ -139,22 +166,34 @@ class WatchedProcess:
         self._handle.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        if self._handle.signal(0):
-            kill_group(self._identity.pid)
+        if not self._handle.signal(0):
+            return
+        self._killed = True
+        kill_group(self._identity.pid)
+        if self._group is not None:
+            # It may be removed already, or no descriptor be left to write with: the signals above need none.
+            with suppress(OSError):
+                cgroups.kill(self._group)
+
+
+def hold(identity: ProcessIdentity) -> Handle | None:
+    """A hold on this very process, if it runs and is of the same user."""
+    try:
+        handle = Handle(identity.pid)
+    except OSError:
+        return None
+    # Asked after it is held: from here on the pid cannot become another process unnoticed.
+    if identify(identity.pid) == identity and same_user(identity.pid):
+        return handle
+    handle.close()
+    return None
 
 
 def watch(pid: int) -> WatchedProcess | None:
     """A process of the same user that is not our child; None where there is none, or it cannot be held."""
-    try:
-        handle = Handle(pid)
-    except OSError:
-        return None
-    # Asked after it is held: from here on the pid cannot become another process unnoticed.
     identity = identify(pid)
-    if identity is None or not same_user(pid):
-        handle.close()
-        return None
-    return WatchedProcess(identity, handle)
+    handle = None if identity is None else hold(identity)
+    return None if identity is None or handle is None else WatchedProcess(identity, handle)
 
 
 def kill_group(pid: int) -> None:
@@ -191,38 +230,6 @@ async def end_identified(identity: ProcessIdentity, grace: float) -> bool:
         await process.wait_ended()
     process.close()
     return True
-
-
-def carriers(mark: str) -> Iterator[int]:
-    """The pids that carry ``RBEE_WORKER_INCARNATION=mark`` in their environment. Blocking: reads every environment."""
-    needle = f"{INCARNATION_VARIABLE}={mark}"
-    try:
-        pids = psutil.pids()
-    except OSError:
-        return
-    for pid in pids:
-        try:
-            if _LINUX:
-                found = needle.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            else:
-                found = psutil.Process(pid).environ().get(INCARNATION_VARIABLE) == mark
-        except (OSError, psutil.Error):
-            continue
-        if found and start_time(pid) is not None:
-            yield pid
-
-
-def kill_carriers(mark: str) -> int:
-    """SIGKILL every process that carries *mark*; again until none is found, since one may fork meanwhile. Blocking."""
-    killed: set[int] = set()
-    while fresh := [pid for pid in carriers(mark) if pid not in killed]:
-        for pid in fresh:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed.add(pid)
-    return len(killed)
 
 
 def port_is_free(host: str, port: int) -> bool:

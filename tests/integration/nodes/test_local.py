@@ -114,20 +114,6 @@ async def test_a_deaf_leftover_is_killed_after_its_grace(deaf):
     assert not await processes.end_identified(identity, 0.05)
 
 
-def test_whatever_carries_the_incarnation_is_found_and_killed():
-    environ = {**os.environ, processes.INCARNATION_VARIABLE: f"w-sweep-{os.getpid()}:7"}
-    marked = subprocess.Popen(SLEEPER, env=environ, start_new_session=True)
-    other = subprocess.Popen(SLEEPER, env={**environ, processes.INCARNATION_VARIABLE: f"w-sweep-{os.getpid()}:70"})
-    try:
-        assert processes.kill_carriers(f"w-sweep-{os.getpid()}:7") == 1
-        assert marked.wait() == -signal.SIGKILL
-        assert other.poll() is None
-    finally:
-        for child in (marked, other):
-            child.kill()
-            child.wait()
-
-
 async def test_a_worker_that_cannot_reach_its_hive_is_a_process_that_can_be_ended(tmp_path):
     node = LocalNode(tmp_path, dict(os.environ), 10**6, keep=5)
     process = await node.spawn(LAUNCH)

@@ -1,0 +1,128 @@
+"""Nothing of a worker stays behind: wherever a process hides, and whoever was killed first."""
+
+import os
+import signal
+from dataclasses import replace
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from rbee.core.launch import StoredWorker
+from rbee.nodes import marks, processes, sweep
+from tests.integration.nodes.family import Member, family
+
+pytestmark = pytest.mark.anyio
+SERVING = Member("engine", children=[Member("helper", listens=True)])
+
+
+async def test_the_group_goes_with_the_keeper_and_its_port_is_free(node, row, worker_id):
+    with family(f"{worker_id}:7", SERVING) as worker:
+        process = await node.adopt(row)
+        port = worker["helper"].port
+        assert not node.port_is_free("127.0.0.1", port)
+        process.kill()
+        await process.wait()
+        await node.sweep(worker_id, 7)
+        assert not any(worker.alive(name) for name in worker.members)
+        assert node.port_is_free("127.0.0.1", port)
+
+
+async def test_what_left_the_group_is_found_by_its_mark_after_the_keeper_was_killed(node, worker_id):
+    hidden = Member("engine", setsid=True, children=[Member("helper", setsid=True, listens=True)])
+    with family(f"{worker_id}:7", hidden) as worker:
+        worker.kill_keeper()
+        assert worker.alive("engine")
+        assert worker.alive("helper")
+        assert await node.sweep(worker_id, 7) == 2
+        # It returns when they are gone, so nothing has to be waited for.
+        assert not worker.alive("engine")
+        assert not worker.alive("helper")
+        assert node.port_is_free("127.0.0.1", worker["helper"].port)
+        assert await node.sweep(worker_id, 7) == 0
+
+
+async def test_another_incarnation_is_left_alone(node, worker_id):
+    with family(f"{worker_id}:70") as other, family(f"{worker_id}:7") as worker:
+        assert await node.sweep(worker_id, 7) == 1
+        assert not worker.alive("keeper")
+        assert other.alive("keeper")
+
+
+async def test_many_sweeps_at_once_kill_each_their_own(node, worker_id, start_sleeper):
+    found = {}
+
+    async def end(number):
+        found[number] = await node.sweep(worker_id, number)
+
+    # Just started: in the moment in which a program replaces another its environment reads empty.
+    children = [start_sleeper({marks.INCARNATION_VARIABLE: f"{worker_id}:{number}"}) for number in range(20)]
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(end, number)
+    assert found == dict.fromkeys(range(20), 1)
+    assert [child.wait() for child in children] == [-signal.SIGKILL] * 20
+
+
+async def test_what_was_killed_before_is_waited_for_until_its_memory_is_back(node, row, worker_id):
+    with family(f"{worker_id}:7", Member("engine", hold_bytes=512 * 2**20)) as worker:
+        process = await node.adopt(row)
+        process.kill()
+        await process.wait()
+        await node.sweep(worker_id, 7)
+        assert not worker.alive("engine")
+
+
+async def test_what_a_gone_keeper_left_is_an_orphan_whoever_started_it(node, worker_id):
+    hidden = Member("engine", setsid=True, children=[Member("helper", setsid=True)])
+    with family(f"{worker_id}:7", hidden) as left, family(f"{worker_id}:8", hidden) as living:
+        left.kill_keeper()
+        # Other tests may leave orphans of their own for a moment.
+        assert await node.sweep_orphans() >= 2
+        assert not left.alive("engine")
+        assert not left.alive("helper")
+        assert all(living.alive(name) for name in living.members)
+
+
+@pytest.mark.parametrize("mark", ["", "7", "x:y", "1:", ":1", f"{os.getpid()}:0", "99999999:0"])
+async def test_a_mark_that_names_no_keeper_makes_no_orphan(node, mark, start_sleeper):
+    child = start_sleeper({marks.KEEPER_VARIABLE: mark})
+    await node.sweep_orphans()
+    assert processes.start_time(child.pid) is not None
+
+
+async def test_a_process_that_has_another_mark_once_it_is_held_is_spared(worker_id):
+    with family(f"{worker_id}:7") as stranger:
+        pid = stranger["keeper"].pid
+        # As if the pid had been another's when all processes were looked at.
+        assert await sweep.end([pid], lambda found: found.incarnation == f"{worker_id}:6") == {pid}
+        assert stranger.alive("keeper")
+
+
+async def test_a_keeper_without_a_stored_pid_is_found_by_its_mark(node, row, worker_id):
+    engine = Member("engine", setsid=True)
+    with family(f"{worker_id}:7", engine, Member("helper")) as worker:
+        process = await node.adopt(row)
+        assert process.identity == processes.identify(worker["keeper"].pid)
+        worker.kill_keeper()
+        await process.wait()
+        # The engine leads a session, too, but stands below a keeper.
+        assert worker.alive("engine")
+        assert await node.adopt(row) is None
+        assert await node.sweep(worker_id, 7) == 2
+
+
+async def test_only_the_very_same_process_is_adopted(node, row, worker_id):
+    with family(f"{worker_id}:7") as worker:
+        real = processes.identify(worker["keeper"].pid)
+        for changes in ({"start_time": real.start_time - 1}, {"boot_id": "another boot"}):
+            assert await node.adopt(replace(row, identity=replace(real, **changes))) is None
+        adopted = await node.adopt(replace(row, identity=real))
+        assert adopted.identity == real
+        adopted.terminate()
+        with anyio.fail_after(60):
+            exit_ = await adopted.wait()
+        assert (exit_.code, exit_.signal_number) == (None, None)
+        # It is let go of: what has that pid from now on is somebody else.
+        adopted.kill()
+        assert await node.adopt(StoredWorker(row.spec, 7, real)) is None
