@@ -58,10 +58,7 @@ def version_of(db: sqlite3.Connection) -> int:
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Bring *db* (in autocommit mode) to the present version, whole or not at all.
-
-    Raises sqlite3.Error, also where there is nothing to do and the file could not be written.
-    """
+    """Bring *db* (in autocommit mode) to the present version, whole or not at all. Raises sqlite3.Error."""
     db.execute("BEGIN IMMEDIATE")
     try:
         version = version_of(db)

@@ -1,5 +1,6 @@
 """The workers as they survive the hive: one row each, committed before the fork and again after it."""
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -86,7 +87,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         rows.migrate(db)
-    except sqlite3.Error:
+        # SQLite opens such a file to be read, and would refuse the first worker. Nothing is written to find out: with
+        # a full disk the hive still has to adopt.
+        if not os.access(path, os.W_OK):
+            raise PermissionError("it is readonly")
+    except (sqlite3.Error, OSError):
         db.close()
         raise
     return db

@@ -192,3 +192,22 @@ def test_a_directory_that_cannot_be_written_is_an_error_and_not_damage(tmp_path)
         anyio.run(main)
         """,
     )
+
+
+def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path):
+    """Not at the first spawn: SQLite opens such a file, and reads it."""
+    run_on_small_disk(
+        tmp_path / "disk",
+        """
+        async def main():
+            store = WorkerStore(path)
+            await store.open()
+            store.close()
+            subprocess.run(["mount", "--bind", path, path], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+            await expect_failure(WorkerStore(path).open(), "readonly")
+            subprocess.run(["umount", path], check=True)
+            assert not list(directory.glob("*unreadable*"))
+        anyio.run(main)
+        """,
+    )

@@ -125,6 +125,18 @@ async def test_garbage_in_the_middle_is_found_before_it_is_read(path):
     await assert_set_aside(path, "cannot be read")
 
 
+async def test_damage_where_no_row_stands_is_found_before_it_is_written_to(path):
+    await write_present_version(path, count=200)
+    with database(path) as db:
+        db.execute("DELETE FROM workers")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    first_free = int.from_bytes(content[32:36], "big")  # sqlite.org/fileformat2.html#the_database_header
+    content[(first_free - 1) * 4096 : first_free * 4096] = b"garbage!" * 512
+    path.write_bytes(content)
+    await assert_set_aside(path, "cannot be read")
+
+
 async def test_a_newer_version_is_set_aside(path):
     await write_present_version(path)
     with database(path) as db:
