@@ -167,6 +167,8 @@ class Keeper:
             **device_variables(self._options.backend, self._options.device, self._environ),
             "RBEE_WORKER_INCARNATION": incarnation_mark(self._options),
             KEEPER_MARK: self._mark,
+            # What Python could not write to a full disk it would try again at its end, and then exit with 120.
+            "PYTHONUNBUFFERED": "1",
             **launch.environment,
         }
         self._phase = "loading"
@@ -260,4 +262,5 @@ def _identity(options: Options) -> Identity:
         alias=options.alias,
         slots_total=options.slots,
         pid=os.getpid(),
+        spec=options.spec,
     )
