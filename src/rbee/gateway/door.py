@@ -152,7 +152,11 @@ class FrontDoor:
                     request.broken()
 
     def _on_routes_changed(self) -> None:
-        self.pool.retain({(route.host, route.port) for route in self.routes if route.standing is not Standing.OUT})
+        routes = list(self.routes)
+        self.pool.retain(
+            ready={(route.host, route.port) for route in routes if route.standing is Standing.READY},
+            known={(route.host, route.port) for route in routes},
+        )
         for request in self.room:
             try:
                 request.wake()

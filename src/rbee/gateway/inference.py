@@ -16,7 +16,7 @@ from rbee.core.errors import (
     WorkerLost,
     status_of,
 )
-from rbee.core.routing import Route, Standing, least_loaded
+from rbee.core.routing import Activity, Route, Standing, least_loaded
 from rbee.gateway import asked, faults
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
@@ -152,7 +152,9 @@ class Inference(Relay):
         self._phase = Phase.ASKED
         self._again_at = None
         self._lease = Lease(self._door.routes, route)
+        self._activity: Activity = self._lease.activity
         self._address = (route.host, route.port)
+        self._key = route.key
         head = for_engine(self._head, route, len(self._body), self._account.request_id)
         self._request = Request(head, self._body)
         self._account.asks(route.worker_id, now())
@@ -170,8 +172,10 @@ class Inference(Relay):
             if head.status in (401, 403):
                 self._refuse_for_worker(head.status)
                 return
+            self._activity.relayed_bytes += head.size
             self._begin(head)
         if data:
+            self._activity.relayed_bytes += len(data)
             self._account.adds(data, now())
         if self._foreign is not None:
             self._collect(self._foreign, data, done)
@@ -182,7 +186,7 @@ class Inference(Relay):
 
     def lost(self, reason: str, stale: bool) -> None:
         self.upstream = None
-        if stale and self._request is not None:
+        if stale and self._request is not None and self._is_still_there():
             self.upstream = self.pool.ask(self._address, self._request, self, fresh=True)
             return
         worker_id = self._account.worker_id or ""
@@ -201,6 +205,11 @@ class Inference(Relay):
             self._avoid = worker_id
             self._route()
 
+    def _is_still_there(self) -> bool:
+        """Whether the worker's address is that worker's still, and not that of its next life or of somebody else."""
+        route = self._door.routes.routes.get(self._account.worker_id or "")
+        return route is not None and (route.host, route.port) == self._address and route.key == self._key
+
     def _wait_for_load(self) -> None:
         """The worker answered that it is not ready (503): the request goes back to its place."""
         self.leave_upstream()
@@ -211,10 +220,10 @@ class Inference(Relay):
         self._wait()
 
     def _refuse_for_worker(self, status: int) -> None:
-        """The worker does not take the hive's key: nothing that the client could mend, or should see as its own."""
-        worker_id = self._account.worker_id
-        log.error("worker_refused_key", worker_id=worker_id, request_id=self._account.request_id, status=status)
-        self._fail(WorkerLost(f"Worker '{worker_id}' refused this hive's own key (status {status})."))
+        """Who answers does not take the worker's key: it may be somebody else who has its port now."""
+        log.error("worker_refused_key", worker_id=self._account.worker_id, request_id=self._account.request_id)
+        self.leave_upstream()
+        self.lost(f"it refused this hive's own key with status {status}", stale=False)
 
     def _begin(self, head: AnswerHead) -> None:
         self._phase = Phase.ANSWERING
