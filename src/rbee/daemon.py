@@ -126,6 +126,7 @@ class Daemon:
         self._gateway.ready_problem = lambda: "the workers of the previous hive are being ended"
         await self._pool.end_leftovers(rows)
         self._leftovers_ended.set()
+        self._gateway.adopting = False
         if not self._stopping:
             self._gateway.ready_problem = lambda: None
 

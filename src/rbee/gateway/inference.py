@@ -42,6 +42,9 @@ LOADING_DELAY: Final = 0.25
 MAX_LOSSES: Final = 2
 """A request is sent again once, so the second lost worker ends it."""
 
+UNKNOWN_MODEL: Final = "other"
+"""Where requests for names that nobody knows are counted, and wait: one line, one series of metrics."""
+
 MAX_NAMES: Final = 20
 MAX_FOREIGN_ANSWER: Final = 65536
 """Bytes kept of an answer that should have been a stream."""
@@ -75,6 +78,7 @@ class Inference(Relay):
         self._body = b""
         self._name = ""
         self._ticket = 0
+        self._known = False
         self._lease: Lease | None = None
         self._request: Request | None = None
         self._lost: list[str] = []
@@ -108,28 +112,34 @@ class Inference(Relay):
     def _route(self, *, rested: bool = False) -> None:
         """Go to a worker, wait or fail. *rested*: the worker to avoid has had its time, and may be asked again."""
         routes = self._door.routes.candidates(self._name)
-        known = bool(self._account.model)
-        self._account.model = self._account.model or (routes[0].model_ref if routes else "other")
+        self._stand_for(routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL)
+        self._known = self._known or bool(routes)
         route = least_loaded(routes, excluding=self._avoid)
         if route is not None and (rested or route.worker_id != self._avoid):
             self._forward(route)
         elif route is not None:
             self._again_at = self._again_at or now() + LOADING_DELAY
             self._wait()
-        elif any(route.standing is Standing.COMING for route in routes):
+        elif any(route.standing is Standing.COMING for route in routes) or (not routes and self._door.adopting):
             # Whoever comes now has a new life.
             self._avoid = self._again_at = None
             self._wait()
         else:
-            self._fail(self._refusal(routes, known))
+            self._fail(self._refusal(routes))
 
-    def _refusal(self, routes: list[Route], known: bool) -> RequestError:
+    def _stand_for(self, model: str) -> None:
+        """What it asks for is *model*: it is counted there, and stands in that line with its old ticket."""
+        if model != self._account.model:
+            self._door.room.leave(self._account.model, self._ticket)
+            self._account.model = model
+
+    def _refusal(self, routes: list[Route]) -> RequestError:
         if routes:
             reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
             lost = f"Worker '{self._lost[0]}' went away before it answered. " if self._lost else ""
             message = f"{lost}No worker of '{self._name}' can take requests ({reasons})."
             return NoReadyWorker(message, retry_after=RETRY_AFTER)
-        if known:
+        if self._known:
             return NoReadyWorker(f"The worker of '{self._name}' was removed before it answered this request.")
         names = self._door.model_names(MAX_NAMES)
         there = f"There are: {', '.join(names)}" if names else "No model is loaded: POST /v1/workers/spawn loads one"

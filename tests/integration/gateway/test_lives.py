@@ -81,3 +81,27 @@ async def test_stranger_on_a_dead_workers_port_is_not_believed(house):
     answer = await house.ask(post(CHAT))
     assert (answer.status, answer.headers["x-rbee-worker"]) == (200, "w2")
     assert len(stranger.calls) == 1
+
+
+async def test_adopted_worker_gets_the_requests_that_waited_for_it(house):
+    house.gateway.adopting = True
+    clients = []
+    for number in range(3):
+        clients.append(await house.client())
+        clients[-1].post({**CHAT, "n": number})
+        await until(lambda count=number + 1: house.gateway.waiting() == {"other": count})
+    worker = await house.worker("w1")
+    assert [(await client.answer()).status for client in clients] == [200] * 3
+    assert sorted(json.loads(body)["n"] for body in worker.bodies) == [0, 1, 2]
+    assert {usage.model for usage in house.usages} == {"synthetic:a"}
+
+
+async def test_stream_that_waits_for_adoption_gets_signs_of_life_and_then_its_404_as_an_event(make_house):
+    house = await make_house(keepalive_after=0.0)
+    house.gateway.adopting = True
+    client = await house.client()
+    client.post(STREAM)
+    assert (await client.head()).status == 200
+    assert await client.chunk() == b": waiting\n\n"
+    house.gateway.adopting = False
+    assert b"model_not_found" in await client.chunk()

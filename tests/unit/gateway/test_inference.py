@@ -85,14 +85,17 @@ class FakeClient:
 
 
 class Story:
-    def __init__(self, head, *, stream: bool, standing: Standing):
+    def __init__(self, head, *, stream: bool, standing: Standing | None):
+        """*standing* is that of the worker that is there; None: nobody is, since the hive still adopts."""
         self.usages = []
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
         self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self.usages.append, "1")
         self.pool = self.door.pool = FakePool()
         self.client = FakeClient()
-        self.place("w1", standing)
+        self.door.adopting = standing is None
+        if standing is not None:
+            self.place("w1", standing)
         self.request = Inference(self.door, self.client, head, "id-1")
         self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
         self.passed = 0.0
@@ -140,6 +143,9 @@ class Story:
         self.passed += seconds
         self.request.tick(now() + self.passed)
 
+    def step_adopted(self, _):
+        self.door.adopting = False
+
     def step_close(self, _):
         self.door.closing = True
 
@@ -160,12 +166,12 @@ _steps = st.one_of(
     st.tuples(st.just("data"), st.booleans()),
     st.tuples(st.just("lost"), st.booleans()),
     st.tuples(st.just("time"), st.sampled_from([0.3, 6.0, 16.0, 41.0, 61.0])),
-    st.tuples(st.sampled_from(["close", "leave"]), st.none()),
+    st.tuples(st.sampled_from(["close", "leave", "adopted"]), st.none()),
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.booleans(), _standings, st.lists(_steps, max_size=10))
+@given(st.booleans(), st.none() | _standings, st.lists(_steps, max_size=10))
 def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     story = Story(HEAD, stream=stream, standing=standing)
     for step in steps:
