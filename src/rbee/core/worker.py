@@ -122,6 +122,12 @@ class Worker:
     def standing(self) -> Standing:
         return _STANDING[self.state]
 
+    @property
+    def prospect(self) -> Standing:
+        """Its standing for who asks for it: what may come back after its end is waited for until that is decided."""
+        may_return = self.state in (WorkerState.DRAINING, WorkerState.STOPPING) and not self.forget
+        return Standing.COMING if may_return and not self.spec.external else self.standing
+
     def shown_state(self, in_flight: int) -> str:
         """The state's name for people: ``ready`` reads idle or busy, by the requests in flight."""
         if self.state is not WorkerState.READY:

@@ -203,7 +203,7 @@ class Supervisor:
             worker_id=worker.spec.worker_id,
             model_ref=worker.spec.model_ref,
             alias=worker.spec.alias,
-            standing=worker.standing,
+            standing=worker.prospect,
             host=host,
             port=port,
             key=self._around.engine_key(worker),

@@ -512,3 +512,14 @@ async def test_a_hive_that_ends_while_it_forks_has_written_down_what_it_forked()
         await settled()
     (row,) = hive.store.rows.values()
     assert row.identity == hive.node.processes[0].identity
+
+
+async def test_requests_wait_for_a_worker_that_is_restarted_and_not_for_one_that_is_deleted():
+    async with running(FakeHive()) as hive:
+        restarted, deleted = await ready_worker(hive), await ready_worker(hive)
+        hive.routes.acquire(restarted.worker_id)
+        hive.routes.acquire(deleted.worker_id)
+        hive.pool.restart(restarted.worker_id)
+        hive.pool.delete(deleted.worker_id)
+        assert hive.routes.routes[restarted.worker_id].standing is Standing.COMING
+        assert hive.routes.routes[deleted.worker_id].standing is Standing.OUT
