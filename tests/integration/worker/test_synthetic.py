@@ -178,7 +178,7 @@ def test_a_stalled_load_answers_that_it_loads_and_does_nothing(engine: StartEngi
 
 
 def test_a_loop_that_stopped_moves_nothing_more_while_its_health_says_ok(engine: StartEngine) -> None:
-    url = engine(2, "--hang-after", "5", "--load-seconds", "0")
+    url = engine(2, "--hang-after", "5", "--load-seconds", "0", "--tokens-per-second", "1e6")
     assert ask(url, "/v1/chat/completions", {**CHAT, "max_tokens": 3})[0] == 200
     first = socket.create_connection(address(url), DEADLINE)
     first.sendall(raw_request({**CHAT, "stream": True}))

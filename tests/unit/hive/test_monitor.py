@@ -416,6 +416,13 @@ async def test_no_load_takes_longer_than_the_limit():
         assert "lifecycle.load_limit" in scene.ended[0][2].reason
 
 
+async def test_the_load_of_a_worker_started_by_hand_is_its_own_affair():
+    async with watching() as scene:
+        scene.add("by-hand", S.LOADING, external=True)
+        await anyio.sleep(4000)
+        assert scene.ended == []
+
+
 async def test_the_keeper_is_watched_until_there_is_an_engine():
     async with watching() as scene:
         record = scene.add(state=S.STARTING)
@@ -503,9 +510,9 @@ async def test_time_in_which_the_hive_did_not_run_counts_for_nobody(monkeypatch)
         hung, idle = scene.add("w-1"), scene.add("w-2", pid=200, idle_timeout=100.0)
         loading = scene.add("w-3", S.LOADING, pid=300)
         scene.begin(hung)
-        await anyio.sleep(60.5)
+        await anyio.sleep(60.9)
         paused_for = 1000.0
-        await anyio.sleep(0.3)  # our look comes before the tick that tells of the pause
+        await anyio.sleep(0.2)  # our look comes before the tick that tells of the pause
         assert scene.ended == []
         scene.monitor.hive_was_paused(1000.0)
         await anyio.sleep(30)
@@ -513,6 +520,28 @@ async def test_time_in_which_the_hive_did_not_run_counts_for_nobody(monkeypatch)
         await anyio.sleep(300)
         assert {worker_id for _, worker_id, _ in scene.ended} == {"w-1", "w-2", "w-3"}
         assert [r.worker.state for r in (idle, loading)] == [S.DRAINING, S.STOPPING]
+
+
+async def test_a_pause_is_no_part_of_the_longest_load():
+    async with watching() as scene:
+        scene.add(state=S.LOADING)
+        scene.node.footprints.clear()
+        await anyio.sleep(3000)
+        scene.monitor.hive_was_paused(500.0)
+        await anyio.sleep(1000)
+        assert scene.ended == []
+        await anyio.sleep(101)
+        assert scene.causes == [ExitReason.LOAD_TIMEOUT]
+
+
+async def test_silence_in_a_time_with_a_pause_is_no_failure():
+    async with watching(max_failures=1) as scene:
+        record = scene.add()
+        scene.probe.silent.add(record.worker.url)
+        await anyio.sleep(31)
+        scene.monitor.hive_was_paused(1.0)
+        await anyio.sleep(20)
+        assert (record.failed_checks, scene.ended) == (0, [])
 
 
 async def test_a_check_that_the_hive_slept_through_is_no_failure(monkeypatch):
