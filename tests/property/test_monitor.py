@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rbee.hive.monitor import LOOK_INTERVAL
-from tests.unit.hive.test_monitor import OPTIONS, watching
+from tests.unit.hive.monitored import OPTIONS, watching
 
 STEPS = st.tuples(
     st.sampled_from(["nothing", "byte", "counter", "processor", "little_processor", "rest", "new_request"]),
