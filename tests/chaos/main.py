@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -171,6 +172,7 @@ def main() -> None:
         shutil.rmtree(folder)
         disks.enter_namespace(["-m", "tests.chaos.main", *sys.argv[1:]])
         folder.mkdir()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hive under test is ended, too
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
     run = Run(seed, chosen(options.only, available), folder, compiler, "small disk" in available)
