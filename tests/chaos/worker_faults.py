@@ -78,7 +78,7 @@ def pause_for_good(stage: Stage) -> None:
 def hang(stage: Stage) -> None:
     """A worker whose loop stopped is found, although its health says ok."""
     model = f"synthetic:{stage.new_name()}"
-    worker_id = stage.hive.spawn(model, engine_args=["--hang-after", "0.5"])
+    worker_id = stage.hive.spawn(model, engine_args=["--hang-after", "40"])
     old = stage.wait_serving(worker_id)
     asking = stage.traffic.begin(Wish(model, stream=True, tokens=LONG_STREAM))
     asking.wait_first()
