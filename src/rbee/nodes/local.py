@@ -13,6 +13,7 @@ import structlog
 from rbee.core.environment import inherited
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Launch, ProcessIdentity
+from rbee.core.worker import WorkerSpec
 from rbee.nodes import logs, processes
 
 log = structlog.get_logger(__name__)
@@ -164,11 +165,24 @@ def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """A built environment: what programs need to run, and no secret but this worker's own token."""
     built = inherited(environ)
     built["RBEE_WORKER_TOKEN"] = launch.token
+    built["RBEE_WORKER_SPEC"] = json.dumps(told(launch.spec))
     built[processes.INCARNATION_VARIABLE] = f"{launch.spec.worker_id}:{launch.incarnation}"
     if launch.engine.command:
         built["RBEE_ENGINE_COMMAND"] = json.dumps(launch.engine.command)
         built["RBEE_ENGINE_HEALTH_PATH"] = launch.engine.health_path
     return built
+
+
+def told(spec: WorkerSpec) -> dict[str, object]:
+    """What a worker cannot know of itself, and tells a hive that has lost its own record of it."""
+    return {
+        "engine": spec.engine,
+        "engine_args": spec.engine_args,
+        "ctx_size": spec.ctx_size,
+        "restart": spec.restart,
+        "max_memory_bytes": spec.max_memory_bytes,
+        "idle_timeout": spec.idle_timeout,
+    }
 
 
 def _with_message(exit_: Exit, exit_file: Path) -> Exit:

@@ -23,16 +23,15 @@ from rbee.core.errors import (
     WorkerNotFound,
 )
 from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import ProcessIdentity, StoredWorker
 from rbee.core.routing import Standing
-from rbee.core.worker import TRANSITIONS, WorkerSpec, WorkerState
+from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
 from rbee.hive.pool import PoolOptions
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
-SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic")
+SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic", restart=Restart.NEVER)
 ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
 
 
@@ -40,6 +39,7 @@ ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
 async def running(hive: FakeHive) -> AsyncIterator[FakeHive]:
     async with anyio.create_task_group() as tasks:
         await tasks.start(hive.pool.run)
+        await hive.pool.wait_adopted()
         yield hive
         tasks.cancel_scope.cancel()
 
@@ -327,7 +327,7 @@ class TestExternal:
 
     async def test_only_an_admin_may_register_one(self):
         async with running(FakeHive()) as hive:
-            with pytest.raises(OlderIncarnation, match="ended"):
+            with pytest.raises(OlderIncarnation, match="carries the mark"):
                 await hive.pool.announce(hive.speaker("w-unknown"), announcement("w-unknown"))
             with pytest.raises(Forbidden):
                 await hive.pool.announce(auth.Principal(auth.Role.CLIENT), announcement("by-hand"))
@@ -484,16 +484,6 @@ async def test_a_kill_that_did_not_end_it_is_sent_again(monkeypatch):
         assert process.signals == ["lost"] * 4
         monkeypatch.setattr(process, "kill", real)
         await until_gone(hive, record)
-
-
-async def test_what_an_earlier_hive_left_is_ended_and_forgotten():
-    left = StoredWorker(replace(SPEC, worker_id="w-old"), 3, ProcessIdentity(77, 1, "boot"))
-    never_forked = StoredWorker(replace(SPEC, worker_id="w-early"), 1)
-    async with running(FakeHive(store=FakeStore([left, never_forked]))) as hive:
-        await hive.pool.end_leftovers(await hive.store.load())
-        assert hive.node.ended_leftovers == [left.identity]
-        assert sorted(hive.node.swept) == [("w-early", 1), ("w-old", 3)]
-        assert hive.store.rows == {}
 
 
 async def test_an_engine_that_ends_while_it_loads_is_its_keepers_business():
