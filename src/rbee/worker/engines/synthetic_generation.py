@@ -32,6 +32,7 @@ class Generation:
         self.connection = connection
         self.chat = chat
         self.model = body["model"] if isinstance(body.get("model"), str) and body["model"] else own_name
+        self.own_name = own_name
         self.stream = body.get("stream") is True
         options = body.get("stream_options")
         self.include_usage = isinstance(options, dict) and options.get("include_usage") is True
@@ -69,7 +70,9 @@ class Generation:
     def _common(self, chunk: bool) -> dict[str, Any]:
         kind = "text_completion" if not self.chat else "chat.completion.chunk" if chunk else "chat.completion"
         name = f"synthetic-{id(self):x}"
-        return {"id": name, "object": kind, "created": self.created, "model": self.model}
+        common = {"id": name, "object": kind, "created": self.created, "model": self.model}
+        # ``model`` repeats what was asked for; this says who answered.
+        return {**common, "system_fingerprint": self.own_name}
 
     def _counts(self) -> dict[str, Any]:
         prompt_seconds = max(self.first_at - self.started, 1e-6)
