@@ -63,6 +63,7 @@ class FakeNode:
         self.forgotten: list[str] = []
         self.ended_leftovers: list[ProcessIdentity] = []
         self.living: dict[ProcessIdentity, FakeProcess] = {}
+        self.marked: dict[tuple[str, int], FakeProcess] = {}
         self.last_words: dict[tuple[str, int], Exit] = {}
         self.orphans = 0
         self.footprints: dict[int, Footprint] = {}
@@ -102,7 +103,9 @@ class FakeNode:
 
     async def adopt(self, row: StoredWorker) -> FakeProcess | None:
         await anyio.lowlevel.checkpoint()
-        return None if row.identity is None else self.living.get(row.identity)
+        if row.identity is None:
+            return self.marked.get((row.spec.worker_id, row.incarnation))
+        return self.living.get(row.identity)
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         await anyio.lowlevel.checkpoint()

@@ -148,7 +148,7 @@ class Supervisor:
             self._perform(command)
         if after.engine_pid is not None and not after.spec.external:
             self._watch_engine(after.engine_pid)
-        if after.state is WorkerState.READY and not after.spec.external and _contact(before) != _contact(after):
+        if after.state is WorkerState.READY and not after.spec.external and _shown(before) != _shown(after):
             self._soon(self._save_row)
         if after.state is WorkerState.GONE:
             self._around.on_gone(self.record.worker_id)
@@ -450,8 +450,9 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or 0
 
 
-def _contact(worker: Worker) -> tuple[str, int | None, int]:
-    return worker.url, worker.engine_pid, worker.slots
+def _shown(worker: Worker) -> tuple[object, ...]:
+    """What the row of a ready worker shows of it."""
+    return worker.state, worker.url, worker.engine_pid, worker.slots
 
 
 async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
