@@ -167,6 +167,8 @@ class Keeper:
             **device_variables(self._options.backend, self._options.device, self._environ),
             "RBEE_WORKER_INCARNATION": incarnation_mark(self._options),
             KEEPER_MARK: self._mark,
+            # setproctitle (vLLM names its processes by it) would write over the marks.
+            "SPT_NOENV": "1",
             **launch.environment,
         }
         self._phase = "loading"
