@@ -134,7 +134,7 @@ def deaths(folder: Path) -> Iterator[Row]:
         for part in ("pid", "engine_pid"):
             delays = []
             for _ in range(KILLS):
-                worker = hive.ready()
+                worker = hive.ready(restart="never")
                 killed = datetime.now(UTC)
                 os.kill(worker[part], signal.SIGKILL)
                 hive.wait_state(worker["worker_id"], "failed")
@@ -146,7 +146,7 @@ def deaths(folder: Path) -> Iterator[Row]:
     with running_hive(folder / "stale", quick) as hive:
         late = []
         for _ in range(5):
-            worker = hive.ready()
+            worker = hive.ready(restart="never")
             os.kill(worker["pid"], signal.SIGSTOP)
             # What it sent before it stopped is read by then.
             time.sleep(0.3)

@@ -102,7 +102,7 @@ def test_a_model_file_that_is_cut_off_or_no_model_is_told(tmp_path, hive):
             answer = other.post("/v1/workers/spawn", {"model_ref": f"file:{path}"})
             assert answer.status == (404 if path.name == "none.gguf" else 400)
             assert says in answer.json["error"]["message"]
-        failed = other.wait_state(other.spawn(f"file:{cut}"), "failed")
+        failed = other.wait_state(other.spawn(f"file:{cut}", restart="never"), "failed")
         assert "corrupted or incomplete" in failed["message"]
         wait_for(lambda: not other.processes(), "no process is left of it")
 

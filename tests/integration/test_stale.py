@@ -9,7 +9,7 @@ from tests.hives import is_alive, wait_for
 
 
 def test_a_frozen_worker_is_found_stale_killed_and_counted(hive):
-    worker = hive.ready()
+    worker = hive.ready(restart="never")
     os.kill(worker["pid"], signal.SIGSTOP)
     failed = hive.wait_state(worker["worker_id"], "failed")
     assert failed["last_exit"] == {
@@ -31,7 +31,7 @@ def test_a_frozen_worker_is_found_stale_killed_and_counted(hive):
 def test_it_is_not_found_before_its_deadline(start_hive):
     """The log's own times are compared: how late it may be is shown on a jumping clock, and measured in bench/."""
     hive = start_hive({"heartbeat.interval": "1s", "heartbeat.stale_after": "3s"})
-    worker = hive.ready()
+    worker = hive.ready(restart="never")
     os.kill(worker["pid"], signal.SIGSTOP)
     hive.wait_state(worker["worker_id"], "failed")
     last_beat = datetime.fromisoformat(hive.log("Received heartbeat")[-1]["timestamp"])
@@ -54,7 +54,7 @@ def test_a_hive_that_was_stopped_for_longer_than_the_deadline_loses_no_worker(hi
 
 def test_a_worker_that_never_calls_back_is_stale_too(start_hive, tmp_path):
     hive = start_hive({"heartbeat.interval": "1s", "heartbeat.stale_after": "2s"})
-    worker_id = hive.spawn()
+    worker_id = hive.spawn(restart="never")
     pid = wait_for(lambda: hive.worker(worker_id)["pid"], "it has a process")
     os.kill(pid, signal.SIGSTOP)
     failed = hive.wait_state(worker_id, "failed")

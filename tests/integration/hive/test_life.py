@@ -49,7 +49,7 @@ def test_a_request_that_runs_is_answered_before_its_worker_ends(hive):
 
 
 def test_a_killed_keeper_takes_its_engine_with_it_and_says_how_it_ended(hive):
-    worker = hive.ready()
+    worker = hive.ready(restart="never")
     os.kill(worker["pid"], signal.SIGKILL)
     failed = hive.wait_state(worker["worker_id"], "failed")
     assert failed["last_exit"]["reason"] == "crashed"
@@ -61,7 +61,7 @@ def test_a_killed_keeper_takes_its_engine_with_it_and_says_how_it_ended(hive):
 
 
 def test_a_killed_engine_ends_its_worker_with_the_reason(hive):
-    worker = hive.ready()
+    worker = hive.ready(restart="never")
     os.kill(worker["engine_pid"], signal.SIGKILL)
     failed = hive.wait_state(worker["worker_id"], "failed")
     assert "SIGKILL" in failed["message"]
@@ -69,7 +69,7 @@ def test_a_killed_engine_ends_its_worker_with_the_reason(hive):
 
 
 def test_after_a_death_the_other_worker_of_the_model_answers(hive):
-    first, second = hive.ready(), hive.ready()
+    first, second = hive.ready(restart="never"), hive.ready()
     os.kill(first["pid"], signal.SIGKILL)
     for _ in range(10):
         answer = hive.post("/v1/chat/completions", {"model": "synthetic:x", **CHAT})
@@ -85,7 +85,7 @@ def test_a_killed_worker_is_out_of_routing_within_50_ms(hive):
     """By the journal's own time; the median of nine, so that one late wake-up of this machine means nothing."""
     delays = []
     for part in ("pid", "engine_pid", "pid") * 3:
-        worker = hive.ready()
+        worker = hive.ready(restart="never")
         killed = datetime.now(UTC)
         os.kill(worker[part], signal.SIGKILL)
         hive.wait_state(worker["worker_id"], "failed")
@@ -112,7 +112,7 @@ def test_a_restart_by_hand_is_another_process_of_the_same_worker(hive):
 
 
 def test_a_load_that_fails_says_what_the_engine_said(hive):
-    worker_id = hive.spawn(engine_args=["--fail-load", "the tensor is upside down"])
+    worker_id = hive.spawn(engine_args=["--fail-load", "the tensor is upside down"], restart="never")
     failed = hive.wait_state(worker_id, "failed")
     assert "the tensor is upside down" in failed["message"]
     assert hive.call("DELETE", f"/v1/workers/{worker_id}").status == 202

@@ -1,6 +1,5 @@
 """How a hive starts, what keeps it from starting, and that nothing is left when it has ended."""
 
-import os
 import signal
 import socket
 import stat
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rbee.storage.workers import WorkerStore
-from tests.hives import QUICK, Hive, clean_environ, is_alive, running_hive, wait_for
+from tests.hives import QUICK, clean_environ, is_alive, running_hive, wait_for
 
 TOKEN = {"RBEE_API_TOKEN": "a-token-that-is-long-enough"}
 
@@ -54,7 +52,6 @@ def test_a_port_that_is_taken_is_told_with_who_holds_it(hive, tmp_path):
         (["--set", "heartbeat.stale_after=10s"], {}, "twice"),
         (["--set", "heartbeat.intervall=10s"], {}, "heartbeat.interval"),
         ([], {"RBEE_HIVE__SERVER__PROT": "1"}, "RBEE_HIVE__SERVER__PROT"),
-        (["--set", "lifecycle.on_shutdown=leave"], {}, "not built yet"),
         (["--host", "no.such.host.invalid"], {}, "server.host"),
     ],
 )
@@ -66,28 +63,6 @@ def test_a_start_that_would_be_wrong_is_refused_in_one_line(tmp_path, arguments,
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "short" not in refused.stderr.replace("too short", "")
-
-
-def test_a_damaged_database_is_named_and_nothing_is_started(tmp_path):
-    (tmp_path / "state").mkdir(mode=0o700)
-    (tmp_path / "state" / "rbee.db").write_bytes(b"this is no database" * 1000)
-    refused = run_daemon("--state-dir", tmp_path / "state", "--port", 0)
-    assert refused.returncode == 1
-    assert "rbee.db" in refused.stderr
-    assert "move it away" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def test_a_row_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "state").mkdir(mode=0o700)
-    store = WorkerStore(tmp_path / "state" / "rbee.db")
-    store._open()
-    store._connection.execute("INSERT INTO workers (worker_id, incarnation, spec) VALUES ('w-1', 1, '{}')")
-    store.close()
-    refused = run_daemon("--state-dir", tmp_path / "state", "--port", 0)
-    assert refused.returncode == 1
-    assert "cannot read" in refused.stderr
-    assert "Traceback" not in refused.stderr
 
 
 def test_an_address_that_is_not_ours_is_not_called_a_port_in_use(tmp_path):
@@ -161,41 +136,6 @@ def test_a_stopping_hive_refuses_inference_and_still_says_what_it_does(start_hiv
         hive.signal(signal.SIGINT)
         assert hive.process.wait(60) == 0
     assert hive.processes() == []
-
-
-def test_what_a_killed_hive_left_is_ended_by_the_next_one(start_hive):
-    first = start_hive()
-    worker = first.ready()
-    first.signal(signal.SIGKILL)
-    first.process.wait(30)
-    assert is_alive(worker["pid"])
-    second = Hive(first.state_dir, QUICK)
-    try:
-        second.start()
-        assert not is_alive(worker["pid"])
-        assert not is_alive(worker["engine_pid"])
-        assert second.get("/v1/workers").json == {"workers": []}
-        assert second.ready()["state"] == "idle"
-    finally:
-        second.end()
-
-
-def test_a_stop_while_leftovers_are_ended_waits_for_their_end(start_hive):
-    first = start_hive()
-    worker = first.ready()
-    first.signal(signal.SIGKILL)
-    first.process.wait(30)
-    os.kill(worker["pid"], signal.SIGSTOP)
-    second = Hive(first.state_dir, {**QUICK, "lifecycle.term_grace": "2s"})
-    try:
-        second.launch()
-        second.port = wait_for(second.listening, "the second hive listens")
-        second.signal(signal.SIGTERM)
-        assert second.process.wait(60) == 0
-        assert not is_alive(worker["pid"])
-        assert not is_alive(worker["engine_pid"])
-    finally:
-        second.end()
 
 
 def test_config_show_names_each_origin_and_no_secret():
