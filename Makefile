@@ -3,10 +3,12 @@
 
 PY := .venv/bin/python
 PORT ?= 9200
+FAULTS ?= 300
+SEED ?=
 export PORT ONCE LOG PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench chaos lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -29,6 +31,11 @@ test: check ## Everything that must pass: check, then all tests
 bench: ## Measure, and print the table
 	@scripts/venv dev
 	$(PY) -m bench.main
+
+chaos: ## Faults at random into a hive that serves, and the table of what came of them (FAULTS=300 SEED=123: so many, the same ones again)
+	@scripts/venv dev
+	@scripts/tools
+	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m tests.chaos.main --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

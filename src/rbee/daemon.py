@@ -2,7 +2,7 @@
 
 import signal
 import socket
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,21 @@ from anyio.abc import TaskGroup, TaskStatus
 from rbee import __version__
 from rbee.config.settings import Settings
 from rbee.core import auth
-from rbee.core.launch import EngineOptions, StoredWorker
+from rbee.core.launch import EngineOptions
+from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Restart
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.server import Gateway
 from rbee.hive.heartbeats import Heartbeats
+from rbee.hive.monitor import Monitor, MonitorOptions
 from rbee.hive.orders import Defaults, Order
 from rbee.hive.pool import Adapters, Pool, PoolOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
 from rbee.nodes.local import LocalNode
+from rbee.nodes.probes import HttpProbe
+from rbee.nodes.systemd import Notifier
 from rbee.observability.metrics import MachineReading, Metrics, Sources
 from rbee.observability.transitions import log_transition
 from rbee.storage import secret
@@ -73,24 +77,36 @@ class Daemon:
         self._control_socket = bind_private(state_dir)
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
+        probe = HttpProbe()
         self._pool = Pool(
             pool_options(settings, control_path, front_port=door.listener.getsockname()[1]),
-            Adapters(self._node, self._store, library),
+            Adapters(self._node, self._store, library, probe),
             self._registry,
             self._routes,
             self._policy,
         )
         self._pool.journal.subscribe(self._metrics.transition)
         self._pool.journal.subscribe(log_transition)
+        self._monitor = Monitor(
+            monitor_options(settings),
+            self._registry,
+            self._routes,
+            self._node,
+            probe,
+            self._pool.engine_key,
+            self._pool.end,
+        )
         beat = settings.heartbeat
-        self._heartbeats = Heartbeats(self._registry, beat.interval, beat.stale_after, self._pool.went_stale)
+        self._heartbeats = Heartbeats(
+            self._registry, beat.interval, beat.stale_after, self._pool.went_stale, self._monitor.hive_was_paused
+        )
+        self._notifier = Notifier(environ)
         self._gateway = Gateway(
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
         self._machine = MachineReading(0, 0, 0, 0)
         self._stopping = False
-        self._leftovers_ended = anyio.Event()
         self._left: list[str] = []
 
     async def run(self) -> list[str]:
@@ -102,20 +118,25 @@ class Daemon:
         await self._gateway.serve(door.listener, door.tls)
         log.info("hive_listening", url=door.url, version=__version__, state_dir=str(self._settings.server.state_dir))
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            await self._store.open()
+            set_aside = await self._store.open()
+            if set_aside is not None:
+                log.error("database_set_aside", path=str(set_aside.path), reason=set_aside.reason)
             rows = await self._store.load()
             async with anyio.create_task_group() as tasks:
+                await tasks.start(self._pool.run)
+                await self._pool.adopt(rows)
+                # From here on a signal finds every worker that there is.
                 tasks.start_soon(self._obey, signals, tasks)
-                await self._start(tasks, rows)
-                log.info("hive_ready", url=door.url)
+                tasks.start_soon(self._notifier.run_watchdog)
+                await self._start(tasks, len(rows))
                 await anyio.sleep_forever()
         return self._left
 
-    async def _start(self, tasks: TaskGroup, rows: Sequence[StoredWorker]) -> None:
+    async def _start(self, tasks: TaskGroup, stored: int) -> None:
         await tasks.start(self._read_machine)
         self._metrics.watch(self._sources())
-        await tasks.start(self._pool.run)
         tasks.start_soon(self._heartbeats.run)
+        tasks.start_soon(self._monitor.run)
         tasks.start_soon(self._node.cut_logs, LOG_CUT_INTERVAL)
         # In a thread: it takes 0.3 s, and health is asked for from the first moment.
         app = await anyio.to_thread.run_sync(self._build_control)
@@ -123,11 +144,13 @@ class Daemon:
         tasks.start_soon(self._control.serve, [self._control_socket])
         await self._control.accepting.wait()
         self._gateway.control_up = True
-        self._gateway.ready_problem = lambda: "the workers of the previous hive are being ended"
-        await self._pool.end_leftovers(rows)
-        self._leftovers_ended.set()
+        self._gateway.ready_problem = lambda: "the workers of the hive before are being looked for"
+        await self._pool.wait_adopted()
+        self._gateway.adopting = False
         if not self._stopping:
             self._gateway.ready_problem = lambda: None
+            self._notifier.ready("Serving.")
+            log.info("hive_ready", url=self._door.url, stored_workers=stored)
 
     def _build_control(self) -> Any:
         from rbee.control import app, context  # noqa: PLC0415 - not needed to say that we are alive
@@ -144,7 +167,7 @@ class Daemon:
                 defaults=defaults(settings),
                 metrics_page=lambda accept: context.Page(*self._metrics.page(accept)),
                 heartbeat_interval=settings.heartbeat.interval,
-                orphan_timeout=settings.lifecycle.orphan_timeout,
+                orphan_timeout=orphan_timeout(settings),
             )
         )
 
@@ -156,6 +179,8 @@ class Daemon:
             in_flight=self._gateway.in_flight,
             illegal_events=lambda: self._pool.illegal_events,
             machine=lambda: self._machine,
+            circuit_activations=lambda: self._pool.circuits.activations,
+            open_circuits=self._pool.circuits.open_by_model,
         )
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -180,13 +205,11 @@ class Daemon:
         """The order of DESIGN section 3: inference refused, workers, event streams, control API, gateway, database."""
         self._gateway.closing = True
         self._gateway.ready_problem = lambda: "shutting down"
-        budget = self._settings.lifecycle.shutdown_timeout
-        self._left = await self._pool.stop(budget)
-        # What an earlier hive left is ended by this one or, its rows being kept, by the next.
-        with anyio.move_on_after(budget) as patience:
-            await self._leftovers_ended.wait()
-        if patience.cancelled_caught:
-            self._left.append("workers of an earlier hive")
+        began, lifecycle = anyio.current_time(), self._settings.lifecycle
+        self._notifier.stopping("Stopping the workers.")
+        end_workers = self._pool.leave if lifecycle.on_shutdown == "leave" else self._pool.stop
+        self._left = await end_workers(lifecycle.shutdown_timeout)
+        self._metrics.shut_down(anyio.current_time() - began)
         self._pool.journal.close()
         self._gateway.stop_accepting()
         if self._control is not None:
@@ -263,7 +286,7 @@ def pool_options(settings: Settings, control_path: str, front_port: int) -> Pool
         stale_after=settings.heartbeat.stale_after,
         drain_timeout=settings.lifecycle.drain_timeout,
         term_grace=settings.lifecycle.term_grace,
-        orphan_timeout=settings.lifecycle.orphan_timeout,
+        orphan_timeout=orphan_timeout(settings),
         prompt_cache_bytes=settings.workers.prompt_cache,
         allow_external=settings.workers.allow_external,
         external_hosts=settings.workers.external_hosts,
@@ -272,7 +295,30 @@ def pool_options(settings: Settings, control_path: str, front_port: int) -> Pool
             name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
             for name, engine in settings.engine.items()
         },
+        health_timeout=settings.monitor.health_timeout,
+        restart=RestartRules(**settings.restart.model_dump(exclude={"policy"})),
     )
+
+
+def monitor_options(settings: Settings) -> MonitorOptions:
+    monitor, lifecycle = settings.monitor, settings.lifecycle
+    return MonitorOptions(
+        interval=monitor.interval,
+        memory_interval=monitor.memory_interval,
+        health_timeout=monitor.health_timeout,
+        max_failures=monitor.max_failures,
+        hang_timeout=monitor.hang_timeout,
+        load_timeout=lifecycle.load_timeout,
+        load_limit=lifecycle.load_limit,
+        max_worker_memory=settings.limits.max_worker_memory,
+        health_paths={name: engine.health_path for name, engine in settings.engine.items() if engine.command},
+    )
+
+
+def orphan_timeout(settings: Settings) -> float:
+    """Seconds that a worker waits for a hive before it ends itself: long where it shall outlive this one."""
+    lifecycle = settings.lifecycle
+    return lifecycle.leave_timeout if lifecycle.on_shutdown == "leave" else lifecycle.orphan_timeout
 
 
 def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
@@ -320,12 +366,8 @@ def read_machine(model_directory: Path) -> MachineReading:
 
 
 NOT_BUILT: Final = (
-    "monitor.",
-    "restart.",
-    "limits.",
-    "lifecycle.load_",
+    "limits.min_",
     "lifecycle.idle_timeout",
-    "lifecycle.leave_timeout",
     "gateway.affinity",
     "models.max_bytes",
     "models.hf_",

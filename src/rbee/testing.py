@@ -10,6 +10,7 @@ from rbee.core.errors import ModelNotFound
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Footprint, Launch, ProcessIdentity, Reply, StoredWorker
 from rbee.core.model_ref import ModelRef
+from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
 from rbee.hive.pool import Adapters, Pool, PoolOptions
 from rbee.hive.registry import Registry
@@ -62,6 +63,7 @@ class FakeNode:
         self.forgotten: list[str] = []
         self.ended_leftovers: list[ProcessIdentity] = []
         self.living: dict[ProcessIdentity, FakeProcess] = {}
+        self.marked: dict[tuple[str, int], FakeProcess] = {}
         self.last_words: dict[tuple[str, int], Exit] = {}
         self.orphans = 0
         self.footprints: dict[int, Footprint] = {}
@@ -70,6 +72,7 @@ class FakeNode:
         self.deaf = False
         self.fork_delay = 0.0
         self.forget_delay = 0.0
+        self.sweep_delay = 0.0
 
     async def spawn(self, launch: Launch) -> FakeProcess:
         await anyio.sleep(self.fork_delay)
@@ -100,7 +103,9 @@ class FakeNode:
 
     async def adopt(self, row: StoredWorker) -> FakeProcess | None:
         await anyio.lowlevel.checkpoint()
-        return None if row.identity is None else self.living.get(row.identity)
+        if row.identity is None:
+            return self.marked.get((row.spec.worker_id, row.incarnation))
+        return self.living.get(row.identity)
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         await anyio.lowlevel.checkpoint()
@@ -115,6 +120,7 @@ class FakeNode:
         return {pid: self.footprints[pid] for pid in pids if pid in self.footprints}
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
+        await anyio.sleep(self.sweep_delay)
         self.swept.append((worker_id, incarnation))
         return 0
 
@@ -206,17 +212,19 @@ class FakeHive:
             external_hosts=(),
             front_port=9200,
             engines={},
+            restart=RestartRules(jitter=0.0),
         )
     )
     node: FakeNode = field(default_factory=FakeNode)
     store: FakeStore = field(default_factory=FakeStore)
     library: FakeLibrary = field(default_factory=FakeLibrary)
+    probe: FakeProbe = field(default_factory=FakeProbe)
     registry: Registry = field(default_factory=Registry)
     routes: RouteTable = field(default_factory=RouteTable)
     policy: auth.AuthPolicy = field(default_factory=lambda: auth.AuthPolicy(digests={}, worker_secret=SECRET))
 
     def __post_init__(self) -> None:
-        adapters = Adapters(self.node, self.store, self.library)
+        adapters = Adapters(self.node, self.store, self.library, self.probe)
         self.pool = Pool(self.options, adapters, self.registry, self.routes, self.policy)
 
     def speaker(self, worker_id: str, incarnation: int = 1) -> auth.Principal:

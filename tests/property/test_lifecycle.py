@@ -9,7 +9,9 @@ from rbee.core.exits import Exit, ExitReason
 from rbee.core.worker import TRANSITIONS, Worker, WorkerSpec, WorkerState, advance
 
 S = WorkerState
-DECISIONS = st.sampled_from([ev.GiveUp("No more tries."), ev.RestartAfter(1.0, "attempt 1 of 2")])
+DECISIONS = st.sampled_from(
+    [ev.GiveUp("No more tries."), ev.RestartAfter(1.0, "attempt 1 of 2"), ev.OpenCircuit(60.0, "Its circuit is open.")]
+)
 URL = "http://127.0.0.1:8081"
 
 
@@ -85,6 +87,11 @@ class Lifecycle(RuleBasedStateMachine):
         if legal:
             self.take(data.draw(st.sampled_from(legal)), seconds)
 
+    @precondition(lambda self: self.running and (self.worker.state, ev.Adopted) in TRANSITIONS)
+    @rule(seconds=seconds, serving=st.booleans())
+    def the_worker_is_taken_over(self, seconds, serving):
+        self.take(ev.Adopted(URL, 8, 4, serving=serving), seconds)
+
     @precondition(lambda self: self.running and (self.worker.state, ev.EngineExited) in TRANSITIONS)
     @rule(seconds=seconds)
     def the_engine_ends(self, seconds):
@@ -112,11 +119,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.grace = False
         self.take(ev.GraceEnded(), seconds)
 
-    @precondition(lambda self: self.backoff and self.worker.state is S.BACKOFF)
-    @rule(seconds=seconds)
-    def the_backoff_ends(self, seconds):
+    @precondition(lambda self: self.backoff and self.worker.state in (S.BACKOFF, S.FAILED))
+    @rule(seconds=seconds, refused=st.booleans())
+    def the_backoff_ends(self, seconds, refused):
         self.backoff = False
-        self.take(ev.BackoffEnded(), seconds)
+        self.take(ev.RestartRefused("RAM is short.", 5.0) if refused else ev.BackoffEnded(), seconds)
 
     @precondition(lambda self: self.worker.state is not S.GONE)
     @rule(seconds=seconds, force=st.booleans())
@@ -140,6 +147,16 @@ class Lifecycle(RuleBasedStateMachine):
     def one_that_is_stopping_was_told_killed_or_is_being_waited_for(self):
         if self.worker.state is S.STOPPING and self.running:
             assert self.told or self.killed or self.grace
+
+    @invariant()
+    def one_that_waits_to_be_started_again_has_a_timer(self):
+        if self.worker.state is S.BACKOFF:
+            assert self.backoff
+
+    @invariant()
+    def it_was_ready_only_if_this_life_has_been(self):
+        if self.worker.state in (S.STARTING, S.LOADING, S.BACKOFF):
+            assert self.worker.ready_since is None
 
     @invariant()
     def each_incarnation_is_one_spawn(self):

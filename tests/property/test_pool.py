@@ -124,6 +124,7 @@ async def tell(steps, deaf):
     story = Story(deaf)
     async with trio.open_nursery() as tasks:
         await tasks.start(lambda task_status: story.hive.pool.run(task_status=task_status))
+        await story.hive.pool.wait_adopted()
         tasks.start_soon(story.heartbeats.run)
         for step in steps:
             with contextlib.suppress(RequestError):

@@ -131,8 +131,6 @@ def _run(loaded: Loaded, environ: Mapping[str, str]) -> int:
         tokens=[token] if token else [],
         keys_required=bool(token or settings.keys),
     )
-    if settings.lifecycle.on_shutdown == "leave":
-        raise SettingsError("lifecycle.on_shutdown = 'leave' is not built yet; leave it at 'stop'.")
     unread = sorted(without_effect(loaded.origins))
     if unread:
         log.warning("settings_without_effect_yet", keys=unread)

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from rbee.core.engine_args import MAX_TEXT
 from rbee.core.launch import Telemetry
 from rbee.core.model_ref import parse
-from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS, Restart
+from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS, Restart, WorkerSpec
 from rbee.hive.announcements import Announcement
 from rbee.hive.orders import Order
 
@@ -16,6 +16,11 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 
 Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
+EngineArguments = Annotated[
+    list[Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]], Field(max_length=64)
+]
 
 
 class Body(BaseModel):
@@ -33,7 +38,7 @@ class SpawnRequest(Body):
     ctx_size: int | None = Field(None, ge=1, le=MAX_CTX_SIZE)
     slots: int | None = Field(None, ge=1, le=MAX_SLOTS)
     engine: str | None = Field(None, pattern=NAME)
-    engine_args: list[Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]] = Field([], max_length=64)
+    engine_args: EngineArguments = []
     restart: Annotated[Restart, Field(strict=False)] | None = None
     max_memory_bytes: int | None = Field(None, ge=1, le=2**62)
     idle_timeout: float | None = Field(None, ge=0, le=365 * 86400)
@@ -54,6 +59,23 @@ def _well_formed(reference: Any) -> Any:
     return reference
 
 
+class OwnSpec(BaseModel):
+    """What the hive gave a worker along, and gets back from it should it have lost its own record."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    engine: str = Field(pattern=NAME)
+    engine_args: EngineArguments = []
+    ctx_size: int = Field(ge=1, le=MAX_CTX_SIZE)
+    restart: Annotated[Restart, Field(strict=False)]
+    max_memory_bytes: int | None = Field(None, ge=1, le=2**62)
+    idle_timeout: float | None = Field(None, ge=0, le=365 * 86400)
+
+    def own(self, worker_id: str, model_ref: str) -> WorkerSpec:
+        fields = {**self.model_dump(), "engine_args": tuple(self.engine_args)}
+        return WorkerSpec(worker_id, model_ref, **fields)
+
+
 class ReadyRequest(Body):
     """A worker calls back. ``url`` is where its own server listens; ``reason`` goes with the state failed."""
 
@@ -69,9 +91,11 @@ class ReadyRequest(Body):
     slots_total: int = Field(ge=1, le=MAX_SLOTS)
     alias: str | None = Field(None, pattern=ALIAS)
     reason: str | None = Field(None, max_length=4096)
+    spec: OwnSpec | None = None
 
     def announcement(self) -> Announcement:
-        return Announcement(**self.model_dump())
+        own = None if self.spec is None else self.spec.own(self.worker_id, self.model_ref)
+        return Announcement(**self.model_dump(exclude={"spec"}), own=own)
 
 
 class ReadyAnswer(BaseModel):
@@ -118,8 +142,32 @@ class ExitView(BaseModel):
 
 
 class MemoryView(BaseModel):
+    """Bytes. ``private_bytes``: what nobody else could use instead, mapped files left out."""
+
     rss_bytes: int | None
+    private_bytes: int | None
     vram_bytes: int | None
+
+
+class CircuitView(BaseModel):
+    """What is known of the failures of one kind of worker; ``probe_at``: when an open one allows its next try."""
+
+    key: str
+    model_ref: str
+    state: Literal["closed", "open", "half_open"]
+    failures: int
+    worker_id: str | None
+    reason: str | None
+    exit_reason: str | None
+    exit_code: int | None
+    signal: int | None
+    last_log_lines: list[str]
+    trying: str | None
+    probe_at: datetime | None
+
+
+class CircuitList(BaseModel):
+    circuits: list[CircuitView]
 
 
 class WorkerView(BaseModel):
@@ -152,6 +200,7 @@ class WorkerView(BaseModel):
     memory: MemoryView
     telemetry: dict[str, float | None]
     last_exit: ExitView | None
+    circuit: CircuitView | None
     external: bool
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from rbee.control.schemas import ExitView, MemoryView, WorkerView
+from rbee.control.schemas import CircuitView, ExitView, MemoryView, WorkerView
+from rbee.hive.circuits import CircuitReport
 from rbee.hive.journal import Transition
 from rbee.hive.registry import Record
 
 
-def worker_view(record: Record, in_flight: int, now: float) -> WorkerView:
-    """*now* is the hive's monotonic clock, seconds."""
+def worker_view(record: Record, in_flight: int, circuit: CircuitReport | None, now: float) -> WorkerView:
+    """*now* is the hive's monotonic clock, seconds; *circuit* is None for a worker that is not the hive's own."""
     worker, spec, telemetry = record.worker, record.worker.spec, record.telemetry
     last = worker.last_exit
     return WorkerView(
@@ -36,12 +37,40 @@ def worker_view(record: Record, in_flight: int, now: float) -> WorkerView:
         state_age_seconds=round(now - worker.since, 3),
         last_heartbeat_age_seconds=round(record.vital.age(now), 3),
         health_status="healthy" if record.healthy else "degraded",
-        memory=MemoryView(rss_bytes=telemetry.rss_bytes, vram_bytes=telemetry.vram_bytes),
+        memory=_memory_view(record),
         telemetry=dataclasses.asdict(telemetry),
         last_exit=ExitView(reason=last.reason, exit_code=last.code, signal=last.signal_number, message=last.message)
         if last
         else None,
+        circuit=circuit_view(circuit) if circuit else None,
         external=spec.external,
+    )
+
+
+def _memory_view(record: Record) -> MemoryView:
+    seen, said = record.footprint, record.telemetry
+    return MemoryView(
+        rss_bytes=said.rss_bytes if seen is None else seen.rss_bytes,
+        private_bytes=None if seen is None else seen.private_bytes,
+        vram_bytes=said.vram_bytes,
+    )
+
+
+def circuit_view(report: CircuitReport) -> CircuitView:
+    last = report.last_exit
+    return CircuitView(
+        key=report.key,
+        model_ref=report.model_ref,
+        state=report.state.value,
+        failures=report.failures,
+        worker_id=report.last_worker_id,
+        reason=(last.message or last.how()) if last else None,
+        exit_reason=last.reason if last else None,
+        exit_code=last.code if last else None,
+        signal=last.signal_number if last else None,
+        last_log_lines=list(report.last_log_lines),
+        trying=report.trying,
+        probe_at=report.probe_at,
     )
 
 

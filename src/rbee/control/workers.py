@@ -73,4 +73,6 @@ def _state(here: Context, record: Record) -> str:
 
 
 def _view(here: Context, record: Record) -> WorkerView:
-    return worker_view(record, here.routes.in_flight(record.worker_id), anyio.current_time())
+    spec = record.worker.spec
+    circuit = None if spec.external else here.pool.circuits.report_of(spec)
+    return worker_view(record, here.routes.in_flight(record.worker_id), circuit, anyio.current_time())

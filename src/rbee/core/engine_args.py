@@ -94,8 +94,11 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "--crash-after": Number(),
         "--fail-load": Text("a message"),
         "--first-token-seconds": Number(),
+        "--fork-holder": Choice(("group", "session")),
+        "--hang-after": Whole(0, 1 << 50),
         "--hold-bytes": Whole(0, 1 << 50),
         "--load-seconds": Number(),
+        "--stall-load": Flag(),
         "--tokens-per-second": Number(above=0.0),
     },
 }

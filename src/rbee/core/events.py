@@ -46,6 +46,16 @@ class SpawnFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """A worker of an earlier hive was found alive; ``serving``: its server has answered to its own key."""
+
+    url: str
+    engine_pid: int | None
+    slots: int
+    serving: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AnnouncedLoading:
     url: str
     pid: int
@@ -117,12 +127,12 @@ class GraceEnded:
 
 @dataclass(frozen=True, slots=True)
 class BackoffEnded:
-    """The delay is over, and admission has been granted again."""
+    """The delay is over, and it may start."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestartRefused:
-    """Admission was refused; asked again after *delay* seconds."""
+    """It may not start yet (no room, an open circuit); asked again after *delay* seconds."""
 
     reason: str
     delay: float
@@ -131,6 +141,7 @@ class RestartRefused:
 Event = (
     Spawned
     | SpawnFailed
+    | Adopted
     | AnnouncedLoading
     | AnnouncedReady
     | AnnouncedFailed
@@ -176,7 +187,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class WaitForBackoff:
-    """Admit again after *delay* seconds, and answer with BackoffEnded or RestartRefused."""
+    """Ask again after *delay* seconds whether it may start, and answer with BackoffEnded or RestartRefused."""
 
     delay: float
 

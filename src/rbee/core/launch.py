@@ -64,7 +64,7 @@ class ProcessIdentity:
 class StoredWorker:
     """A worker as it survives the hive: its row is written before its process is forked, the identity after.
 
-    ``url`` is empty until it has called back. ``started_at``: RFC 3339, for people.
+    ``url`` is empty until it has been ready. ``started_at``: RFC 3339, for people.
     """
 
     spec: WorkerSpec

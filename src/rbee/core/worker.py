@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rbee.core.errors import IllegalTransition
 from rbee.core.events import (
+    Adopted,
     AnnouncedFailed,
     AnnouncedLoading,
     AnnouncedReady,
@@ -25,6 +26,7 @@ from rbee.core.events import (
     GiveUp,
     GraceEnded,
     Kill,
+    OpenCircuit,
     RestartAfter,
     RestartDecision,
     RestartRefused,
@@ -54,7 +56,7 @@ class WorkerState(StrEnum):
     BACKOFF = "backoff"
     """No process; waits to be started again."""
     FAILED = "failed"
-    """No process (or, for an external one, none left); a person or the circuit decides."""
+    """No process (or, for an external one, none left); a person, or the circuit's next try, decides."""
     GONE = "gone"
     """Ended and forgotten; never listed."""
 
@@ -95,8 +97,8 @@ class WorkerSpec:
 class Worker:
     """One worker now. ``since`` is when it came into its state, seconds on the hive's monotonic clock.
 
-    ``ending`` is why it leaves (None: nobody asked it to); with ``forget`` it is gone once its process is,
-    with ``again`` it is started anew at once.
+    ``ready_since``: when this incarnation became ready, None before that. ``ending`` is why it leaves (None: nobody
+    asked it to); with ``forget`` it is gone once its process is, with ``again`` it is started anew at once.
     """
 
     spec: WorkerSpec
@@ -108,6 +110,7 @@ class Worker:
     engine_pid: int | None = None
     url: str = ""
     slots: int = 0
+    ready_since: float | None = None
     restart_count: int = 0
     last_exit: Exit | None = None
     ending: ExitReason | None = None
@@ -118,6 +121,12 @@ class Worker:
     @property
     def standing(self) -> Standing:
         return _STANDING[self.state]
+
+    @property
+    def prospect(self) -> Standing:
+        """Its standing for who asks for it: what may come back after its end is waited for until that is decided."""
+        may_return = self.state in (WorkerState.DRAINING, WorkerState.STOPPING) and not self.forget
+        return Standing.COMING if may_return and not self.spec.external else self.standing
 
     def shown_state(self, in_flight: int) -> str:
         """The state's name for people: ``ready`` reads idle or busy, by the requests in flight."""
@@ -149,6 +158,7 @@ _WATCHED: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING})
 TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerState]]] = {
     (S.STARTING, Spawned): frozenset({S.STARTING}),
     (S.STARTING, SpawnFailed): frozenset({S.BACKOFF, S.FAILED}),
+    (S.STARTING, Adopted): frozenset({S.LOADING, S.READY}),
     (S.STARTING, AnnouncedLoading): frozenset({S.LOADING}),
     (S.STARTING, AnnouncedReady): frozenset({S.READY}),
     (S.STARTING, AnnouncedFailed): frozenset({S.STOPPING}),
@@ -159,6 +169,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STARTING, RestartRequested): frozenset({S.STOPPING}),
     # A keeper may call back before the hive has read that its fork returned (seen when the hive was stopped).
     (S.LOADING, Spawned): frozenset({S.LOADING}),
+    (S.LOADING, Adopted): frozenset({S.LOADING}),
     (S.LOADING, AnnouncedLoading): frozenset({S.LOADING}),
     (S.LOADING, AnnouncedReady): frozenset({S.READY}),
     (S.LOADING, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
@@ -168,6 +179,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.LOADING, EndRequested): frozenset({S.STOPPING, S.GONE}),
     (S.LOADING, RestartRequested): frozenset({S.STOPPING}),
     (S.READY, Spawned): frozenset({S.READY}),
+    (S.READY, Adopted): frozenset({S.READY}),
     (S.READY, AnnouncedReady): frozenset({S.READY}),
     (S.READY, AnnouncedFailed): frozenset({S.STOPPING, S.FAILED}),
     (S.READY, EngineExited): frozenset({S.STOPPING}),
@@ -196,6 +208,8 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.BACKOFF, RestartRefused): frozenset({S.BACKOFF}),
     (S.BACKOFF, EndRequested): frozenset({S.GONE}),
     (S.BACKOFF, RestartRequested): frozenset({S.STARTING}),
+    (S.FAILED, BackoffEnded): frozenset({S.STARTING}),
+    (S.FAILED, RestartRefused): frozenset({S.FAILED}),
     (S.FAILED, EndRequested): frozenset({S.GONE}),
     (S.FAILED, RestartRequested): frozenset({S.STARTING}),
     (S.FAILED, WentStale): frozenset({S.GONE}),
@@ -218,17 +232,21 @@ def advance(worker: Worker, event: Event, now: float) -> Step:
         )
     after, commands = _RULES[type(event)](worker, event)
     if after.state is not worker.state:
-        after = replace(after, since=now)
+        after = replace(after, since=now, ready_since=now if after.state is S.READY else after.ready_since)
     return after, commands
+
+
+_OF_OUR_OWN: Final = (
+    *(Spawned, SpawnFailed, Adopted, EngineExited, Condemned),
+    *(RestartRequested, BackoffEnded, RestartRefused),
+)
 
 
 def _possible(worker: Worker, event: Event) -> bool:
     if worker.spec.external:
         # Its process was there before we heard of it, and is never ours to end or to start again.
         ours = (S.STARTING, S.STOPPING, S.BACKOFF)
-        return worker.state not in ours and not isinstance(
-            event, (RestartRequested, Condemned, EngineExited, Spawned, SpawnFailed)
-        )
+        return worker.state not in ours and not isinstance(event, _OF_OUR_OWN)
     return not (worker.state is S.FAILED and isinstance(event, WentStale))
 
 
@@ -241,6 +259,16 @@ def _spawned(worker: Worker, event: Spawned) -> Step:
 def _spawn_failed(worker: Worker, event: SpawnFailed) -> Step:
     exit_ = Exit(reason=worker.ending or ExitReason.CRASHED, message=event.reason)
     return _without_process(worker, exit_, event.decision)
+
+
+def _adopted(worker: Worker, event: Adopted) -> Step:
+    if worker.state is not S.STARTING:
+        return worker, ()  # It has announced itself meanwhile, which says all of this and more.
+    known = replace(worker, url=event.url, engine_pid=event.engine_pid, slots=event.slots)
+    if event.serving:
+        return replace(known, state=S.READY, message="Ready."), ()
+    message = "Started by an earlier hive; it is expected to say where it serves with its next heartbeat."
+    return replace(known, state=S.LOADING, message=message), ()
 
 
 def _announced_loading(worker: Worker, event: AnnouncedLoading) -> Step:
@@ -282,12 +310,17 @@ def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
 
 
 def _exited(worker: Worker, event: Exited) -> Step:
-    exit_ = replace(event.exit, reason=worker.ending or event.exit.reason)
-    if worker.ending_reason:
-        exit_ = replace(exit_, message=worker.ending_reason)
+    exit_ = final_exit(worker, event.exit)
     if worker.spec.external:
         return _external_out(worker, exit_), ()
     return _without_process(worker, exit_, event.decision)
+
+
+def final_exit(worker: Worker, exit_: Exit) -> Exit:
+    """*exit_* with what is known of why the worker was ended; that it crashed is a guess, which the kernel may mend."""
+    is_guess = worker.ending is ExitReason.CRASHED and exit_.reason is ExitReason.OOM
+    reason = exit_.reason if worker.ending is None or is_guess else worker.ending
+    return replace(exit_, reason=reason, message=worker.ending_reason or exit_.message)
 
 
 def _external_out(worker: Worker, exit_: Exit) -> Worker:
@@ -300,7 +333,15 @@ def _external_out(worker: Worker, exit_: Exit) -> Worker:
 def _without_process(worker: Worker, exit_: Exit, decision: RestartDecision) -> Step:
     """Its process is gone (or never was): forgotten, started again, waiting, or failed."""
     bare = replace(
-        worker, pid=None, engine_pid=None, url="", last_exit=exit_, ending=None, ending_reason="", again=False
+        worker,
+        pid=None,
+        engine_pid=None,
+        url="",
+        ready_since=None,
+        last_exit=exit_,
+        ending=None,
+        ending_reason="",
+        again=False,
     )
     if worker.forget:
         return replace(bare, state=S.GONE, message="Gone."), ()
@@ -308,10 +349,33 @@ def _without_process(worker: Worker, exit_: Exit, decision: RestartDecision) -> 
         return _starting(bare, "Restarting as asked.")
     match decision:
         case RestartAfter(delay, reason):
-            message = f"Restarting in {delay:.1f} s: {exit_.sentence()} ({reason})"
+            message = f"Restarting in {delay:.1f} s after {_cause(exit_)} ({reason}){_detail(exit_)}."
             return replace(bare, state=S.BACKOFF, message=message), (WaitForBackoff(delay),)
+        case OpenCircuit(delay, reason):
+            return replace(bare, state=S.FAILED, message=f"{exit_.sentence()} {reason}"), (WaitForBackoff(delay),)
         case GiveUp(reason):
-            return replace(bare, state=S.FAILED, message=f"{exit_.sentence()} {reason}"), ()
+            again = f"POST /v1/workers/{worker.spec.worker_id}/restart starts it again."
+            return replace(bare, state=S.FAILED, message=f"{exit_.sentence()} {reason} {again}"), ()
+
+
+_CAUSES: Final[Mapping[ExitReason, str]] = {
+    ExitReason.STALE: "it went stale",
+    ExitReason.UNHEALTHY: "it was found unhealthy",
+    ExitReason.LOAD_TIMEOUT: "its load came to nothing",
+    ExitReason.OVER_MEMORY: "it used too much memory",
+}
+"""What to say where a signal of ours says nothing about the cause."""
+
+
+def _cause(exit_: Exit) -> str:
+    if exit_.reason in _CAUSES:
+        return _CAUSES[exit_.reason]
+    how = exit_.how()
+    return "an end that nobody saw" if how == "unknown" else how
+
+
+def _detail(exit_: Exit) -> str:
+    return f": {exit_.message.rstrip('.')}" if exit_.message else ""
 
 
 def _starting(worker: Worker, message: str) -> Step:
@@ -320,6 +384,7 @@ def _starting(worker: Worker, message: str) -> Step:
         state=S.STARTING,
         incarnation=worker.incarnation + 1,
         restart_count=worker.restart_count + 1,
+        ready_since=None,
         message=message,
     )
     return fresh, (Spawn(),)
@@ -401,7 +466,7 @@ def _backoff_ended(worker: Worker, _event: BackoffEnded) -> Step:
 
 
 def _restart_refused(worker: Worker, event: RestartRefused) -> Step:
-    message = f"Waiting for room, tried again in {event.delay:.0f} s: {event.reason}"
+    message = f"Not restarted yet, asked again in {event.delay:.0f} s: {event.reason}"
     return replace(worker, message=message), (WaitForBackoff(event.delay),)
 
 
@@ -409,6 +474,7 @@ _RULES: Final[Mapping[type[Event], Callable[[Worker, Any], Step]]] = {
     # Each rule takes the event that it stands beside; the key is what guarantees it.
     Spawned: _spawned,
     SpawnFailed: _spawn_failed,
+    Adopted: _adopted,
     AnnouncedLoading: _announced_loading,
     AnnouncedReady: _announced_ready,
     AnnouncedFailed: _announced_failed,

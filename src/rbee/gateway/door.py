@@ -49,7 +49,7 @@ class FrontDoor:
     """The gateway without its sockets.
 
     ``control_up`` is set by the daemon when the control API serves its socket; ``ready_problem`` says why the
-    hive is not ready (None: it is).
+    hive is not ready (None: it is); ``adopting`` is set to False when the hive knows all its workers.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class FrontDoor:
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"
         self._closing = False
+        self._adopting = True
         routes.subscribe(self._on_routes_changed, loads=False)
 
     def admit(self, head: RequestHead, client: Client, request_id: str) -> Exchange:
@@ -151,8 +152,26 @@ class FrontDoor:
                 except Exception:  # one request's error must not cost the others theirs
                     request.broken()
 
+    @property
+    def adopting(self) -> bool:
+        """The hive does not know all its workers yet: a request for a name that nobody knows waits for one."""
+        return self._adopting
+
+    @adopting.setter
+    def adopting(self, value: bool) -> None:
+        self._adopting = value
+        if not value:
+            self._wake_all()
+
     def _on_routes_changed(self) -> None:
-        self.pool.retain({(route.host, route.port) for route in self.routes if route.standing is not Standing.OUT})
+        routes = list(self.routes)
+        self.pool.retain(
+            ready={(route.host, route.port) for route in routes if route.standing is Standing.READY},
+            known={(route.host, route.port) for route in routes},
+        )
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for request in self.room:
             try:
                 request.wake()

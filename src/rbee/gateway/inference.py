@@ -16,7 +16,7 @@ from rbee.core.errors import (
     WorkerLost,
     status_of,
 )
-from rbee.core.routing import Route, Standing, least_loaded
+from rbee.core.routing import Activity, Route, Standing, least_loaded
 from rbee.gateway import asked, faults
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
@@ -41,6 +41,9 @@ LOADING_DELAY: Final = 0.25
 
 MAX_LOSSES: Final = 2
 """A request is sent again once, so the second lost worker ends it."""
+
+UNKNOWN_MODEL: Final = "other"
+"""Where requests for names that nobody knows are counted, and wait: one line, one series of metrics."""
 
 MAX_NAMES: Final = 20
 MAX_FOREIGN_ANSWER: Final = 65536
@@ -75,6 +78,7 @@ class Inference(Relay):
         self._body = b""
         self._name = ""
         self._ticket = 0
+        self._known = False
         self._lease: Lease | None = None
         self._request: Request | None = None
         self._lost: list[str] = []
@@ -108,28 +112,34 @@ class Inference(Relay):
     def _route(self, *, rested: bool = False) -> None:
         """Go to a worker, wait or fail. *rested*: the worker to avoid has had its time, and may be asked again."""
         routes = self._door.routes.candidates(self._name)
-        known = bool(self._account.model)
-        self._account.model = self._account.model or (routes[0].model_ref if routes else "other")
+        self._stand_for(routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL)
+        self._known = self._known or bool(routes)
         route = least_loaded(routes, excluding=self._avoid)
         if route is not None and (rested or route.worker_id != self._avoid):
             self._forward(route)
         elif route is not None:
             self._again_at = self._again_at or now() + LOADING_DELAY
             self._wait()
-        elif any(route.standing is Standing.COMING for route in routes):
+        elif any(route.standing is Standing.COMING for route in routes) or (not routes and self._door.adopting):
             # Whoever comes now has a new life.
             self._avoid = self._again_at = None
             self._wait()
         else:
-            self._fail(self._refusal(routes, known))
+            self._fail(self._refusal(routes))
 
-    def _refusal(self, routes: list[Route], known: bool) -> RequestError:
+    def _stand_for(self, model: str) -> None:
+        """What it asks for is *model*: it is counted there, and stands in that line with its old ticket."""
+        if model != self._account.model:
+            self._door.room.leave(self._account.model, self._ticket)
+            self._account.model = model
+
+    def _refusal(self, routes: list[Route]) -> RequestError:
         if routes:
             reasons = "; ".join(f"{route.worker_id}: {route.message or route.standing}" for route in routes)
             lost = f"Worker '{self._lost[0]}' went away before it answered. " if self._lost else ""
             message = f"{lost}No worker of '{self._name}' can take requests ({reasons})."
             return NoReadyWorker(message, retry_after=RETRY_AFTER)
-        if known:
+        if self._known:
             return NoReadyWorker(f"The worker of '{self._name}' was removed before it answered this request.")
         names = self._door.model_names(MAX_NAMES)
         there = f"There are: {', '.join(names)}" if names else "No model is loaded: POST /v1/workers/spawn loads one"
@@ -152,7 +162,9 @@ class Inference(Relay):
         self._phase = Phase.ASKED
         self._again_at = None
         self._lease = Lease(self._door.routes, route)
+        self._activity: Activity = self._lease.activity
         self._address = (route.host, route.port)
+        self._key = route.key
         head = for_engine(self._head, route, len(self._body), self._account.request_id)
         self._request = Request(head, self._body)
         self._account.asks(route.worker_id, now())
@@ -170,8 +182,10 @@ class Inference(Relay):
             if head.status in (401, 403):
                 self._refuse_for_worker(head.status)
                 return
+            self._activity.relayed_bytes += head.size
             self._begin(head)
         if data:
+            self._activity.relayed_bytes += len(data)
             self._account.adds(data, now())
         if self._foreign is not None:
             self._collect(self._foreign, data, done)
@@ -182,7 +196,7 @@ class Inference(Relay):
 
     def lost(self, reason: str, stale: bool) -> None:
         self.upstream = None
-        if stale and self._request is not None:
+        if stale and self._request is not None and self._is_still_there():
             self.upstream = self.pool.ask(self._address, self._request, self, fresh=True)
             return
         worker_id = self._account.worker_id or ""
@@ -201,6 +215,11 @@ class Inference(Relay):
             self._avoid = worker_id
             self._route()
 
+    def _is_still_there(self) -> bool:
+        """Whether the worker's address is that worker's still, and not that of its next life or of somebody else."""
+        route = self._door.routes.routes.get(self._account.worker_id or "")
+        return route is not None and (route.host, route.port) == self._address and route.key == self._key
+
     def _wait_for_load(self) -> None:
         """The worker answered that it is not ready (503): the request goes back to its place."""
         self.leave_upstream()
@@ -211,10 +230,10 @@ class Inference(Relay):
         self._wait()
 
     def _refuse_for_worker(self, status: int) -> None:
-        """The worker does not take the hive's key: nothing that the client could mend, or should see as its own."""
-        worker_id = self._account.worker_id
-        log.error("worker_refused_key", worker_id=worker_id, request_id=self._account.request_id, status=status)
-        self._fail(WorkerLost(f"Worker '{worker_id}' refused this hive's own key (status {status})."))
+        """Who answers does not take the worker's key: it may be somebody else who has its port now."""
+        log.error("worker_refused_key", worker_id=self._account.worker_id, request_id=self._account.request_id)
+        self.leave_upstream()
+        self.lost(f"it refused this hive's own key with status {status}", stale=False)
 
     def _begin(self, head: AnswerHead) -> None:
         self._phase = Phase.ANSWERING

@@ -4,10 +4,11 @@ from rbee.core.routing import Route, RouteTable
 
 
 class Lease:
-    __slots__ = ("_held", "_routes", "worker_id")
+    __slots__ = ("_held", "_routes", "activity", "worker_id")
 
     def __init__(self, routes: RouteTable, route: Route) -> None:
-        routes.acquire(route.worker_id)
+        # The object itself: a route may be published anew while the request runs, and goes on with the same one.
+        self.activity = routes.acquire(route.worker_id).activity
         self.worker_id = route.worker_id
         self._routes = routes
         self._held = True

@@ -21,6 +21,10 @@ CONNECT_TIMEOUT: Final = 5.0
 MAX_ANSWER_HEAD: Final = 256 * 1024
 """Bytes that may come before an answer's head is complete."""
 
+GONE_GRACE: Final = 1.0
+"""Seconds in which what a worker that is gone had written is still read; then its connections are ended, whoever
+holds their other side."""
+
 STALE_LIMIT: Final = 0.05
 """Seconds after a request was written in which the end of a kept connection means that it had ended before. Later,
 the upstream may have read the request, and worked on it."""
@@ -46,6 +50,11 @@ class AnswerHead:
     def field(self, name: bytes) -> bytes:
         """The first value of a header by its lower-case name; empty without one."""
         return next((value for known, value in self.fields if known.lower() == name), b"")
+
+    @property
+    def size(self) -> int:
+        """Bytes of its header lines."""
+        return sum(len(name) + len(value) + 4 for name, value in self.fields)
 
 
 class Asker(Protocol):
@@ -75,6 +84,7 @@ class Upstream(asyncio.Protocol):
         self._asker: Asker | None = None
         self._paused = False
         self._reused = False
+        self._parting = False
         self._parser = httptools.HttpResponseParser(self)
 
     def ask(self, request: Request, asker: Asker) -> None:
@@ -99,7 +109,16 @@ class Upstream(asyncio.Protocol):
         self._asker = None
         self._end()
 
+    def part_soon(self) -> None:
+        """The worker is gone: read what it has left, however slow the client is, then end."""
+        if not self._parting:
+            self._parting = True
+            self.resume()
+            asyncio.get_running_loop().call_later(self._pool.gone_grace, self._lose, "its worker is gone")
+
     def pause(self) -> None:
+        if self._parting:
+            return
         self._paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
@@ -216,7 +235,12 @@ class Upstream(asyncio.Protocol):
         assert self._transport is not None
         if self._paused:
             self.resume()
-        if self._keep and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
+        if (
+            self._keep
+            and not self._parting
+            and not self._transport.is_closing()
+            and not self._transport.get_write_buffer_size()
+        ):
             self._pool.keep(self)
         else:
             self._end()
@@ -285,10 +309,12 @@ class Upstream(asyncio.Protocol):
 class Pool:
     """Connections by address: kept ones to use again, the youngest first."""
 
-    def __init__(self, stale_limit: float = STALE_LIMIT) -> None:
+    def __init__(self, stale_limit: float = STALE_LIMIT, gone_grace: float = GONE_GRACE) -> None:
         self.stale_limit = stale_limit
+        self.gone_grace = gone_grace
         self._idle: dict[Address, list[Upstream]] = {}
         self._open: set[Upstream] = set()
+        self._ready: Container[Address] | None = None
 
     def ask(self, address: Address, request: Request, asker: Asker, *, fresh: bool = False) -> Upstream:
         """Send *request* on a kept connection, or a new one; *fresh*: on a new one in any case."""
@@ -302,6 +328,9 @@ class Pool:
         return upstream
 
     def keep(self, upstream: Upstream) -> None:
+        if not self._may_keep(upstream.address):
+            upstream.abandon()
+            return
         upstream.idle_since = perf_counter()
         self._idle.setdefault(upstream.address, []).append(upstream)
 
@@ -320,12 +349,22 @@ class Pool:
             if not self._idle[address]:
                 del self._idle[address]
 
-    def retain(self, addresses: Container[Address]) -> None:
-        """End idle connections to all other TCP addresses: their workers are gone, and others may get the ports."""
+    def retain(self, ready: Container[Address], known: Container[Address]) -> None:
+        """Keep idle connections only to *ready* TCP addresses, and busy ones only to *known* ones.
+
+        Whoever is not among them is gone, and others may get the port.
+        """
+        self._ready = ready
         for address in list(self._idle):
-            if isinstance(address, tuple) and address not in addresses:
+            if not self._may_keep(address):
                 for upstream in self._idle.pop(address):
                     upstream.abandon()
+        for upstream in self._open:
+            if isinstance(upstream.address, tuple) and upstream.address not in known:
+                upstream.part_soon()
+
+    def _may_keep(self, address: Address) -> bool:
+        return isinstance(address, str) or self._ready is None or address in self._ready
 
     def idle(self, address: Address) -> int:
         return len(self._idle.get(address, ()))

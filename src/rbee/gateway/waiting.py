@@ -48,11 +48,12 @@ class WaitingRoom(Generic[T]):
         return bool(self._lines)
 
     def __iter__(self) -> Iterator[T]:
-        """All who wait, model by model, each line in its order. They may leave meanwhile."""
-        for line in list(self._lines.values()):
-            for ticket in sorted(line):
-                if ticket in line:
-                    yield line[ticket]
+        """All who wait, in order of arrival. They may leave, or change their line, meanwhile."""
+        places = [(ticket, model) for model, line in self._lines.items() for ticket in line]
+        for ticket, model in sorted(places):
+            line = self._lines.get(model, {})
+            if ticket in line:
+                yield line[ticket]
 
     def depths(self) -> dict[str, int]:
         return {model: len(line) for model, line in self._lines.items()}

@@ -1,7 +1,7 @@
 """What a worker says when it calls back, checked and turned into an event."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import urlsplit
@@ -30,6 +30,22 @@ class Announcement:
     engine_pid: int | None = None
     alias: str | None = None
     reason: str | None = None
+    own: WorkerSpec | None = None
+    """What the hive that started it said it is, where it was started by one; not the id, which is ``worker_id``."""
+
+    def own_spec(self) -> WorkerSpec:
+        """What one of our own workers is. One that cannot say all of it gets the defaults."""
+        known = self.own or WorkerSpec(self.worker_id, self.model_ref, restart=Restart.NEVER)
+        return replace(
+            known,
+            worker_id=self.worker_id,
+            model_ref=self.model_ref,
+            backend=self.backend,
+            device=self.device,
+            alias=self.alias,
+            slots=self.slots_total,
+            external=False,
+        )
 
     def spec(self) -> WorkerSpec:
         """What a worker started by hand is, as far as it tells."""

@@ -6,7 +6,7 @@ import anyio
 import structlog
 
 from rbee.core import liveness
-from rbee.core.errors import IllegalTransition, OlderIncarnation
+from rbee.core.errors import IllegalTransition, OlderIncarnation, WorkerNotFound
 from rbee.core.launch import Telemetry
 from rbee.core.worker import ALIVE
 from rbee.hive.registry import Record, Registry
@@ -15,20 +15,28 @@ log = structlog.get_logger(__name__)
 
 
 class Heartbeats:
-    """Times are seconds. *on_stale* gets the id of each worker whose deadline has passed."""
+    """Times are seconds. *on_stale* gets the id of each worker whose deadline has passed, *on_pause* the time for
+    which this hive itself did not run."""
 
     def __init__(
-        self, registry: Registry, interval: float, stale_after: float, on_stale: Callable[[str], None]
+        self,
+        registry: Registry,
+        interval: float,
+        stale_after: float,
+        on_stale: Callable[[str], None],
+        on_pause: Callable[[float], None] = lambda _gap: None,
     ) -> None:
         self._registry = registry
         self._interval = interval
         self._stale_after = stale_after
         self._on_stale = on_stale
+        self._on_pause = on_pause
 
     def beat(self, record: Record, incarnation: int | None, healthy: bool, telemetry: Telemetry) -> None:
         """A worker was heard of.
 
-        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive.
+        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive, and
+        WorkerNotFound, though it counts, for one taken over that has not said yet where it serves: it will then.
         """
         worker = record.worker
         check_incarnation(record, incarnation)
@@ -39,6 +47,8 @@ class Heartbeats:
         record.telemetry = telemetry
         # The words are the original's, people search for them.
         log.info("Received heartbeat", worker_id=record.worker_id, healthy=healthy)
+        if record.unannounced:
+            raise WorkerNotFound(f"Where worker '{record.worker_id}' serves is not known here yet; announce it again.")
 
     async def run(self) -> None:
         """Judge each worker on its own deadline. Ends only by cancellation."""
@@ -60,6 +70,7 @@ class Heartbeats:
         log.warning("hive_was_paused", seconds=round(gap, 3), workers=len(self._registry))
         for record in self._registry:
             record.vital = liveness.after_pause(record.vital, now, self._interval)
+        self._on_pause(gap)
 
     def _judge(self, now: float) -> None:
         overdue = [r.worker_id for r in self._registry if r.worker.is_watched and r.vital.is_stale(now)]

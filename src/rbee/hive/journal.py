@@ -18,7 +18,7 @@ CAPACITY: Final = 10_000
 class Transition:
     """One event that a worker took. ``after`` may equal ``before``; ``exit`` is set where a process ended with it.
 
-    ``seconds`` is how long the worker had been in ``before``.
+    ``seconds`` is how long the worker had been in ``before``; ``was_ready``, whether this incarnation ever was.
     """
 
     number: int
@@ -31,6 +31,7 @@ class Transition:
     after: WorkerState
     message: str
     seconds: float
+    was_ready: bool = False
     exit: Exit | None = None
 
 

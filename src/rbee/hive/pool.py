@@ -1,10 +1,12 @@
 """Admits workers, alone and under one lock; starts and stops them; names what would not stop."""
 
+import random
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 import anyio
 import structlog
@@ -23,18 +25,22 @@ from rbee.core.errors import (
 from rbee.core.exits import Exit
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.liveness import seen
+from rbee.core.restart import RestartRules, key_of
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement, as_event, check_own_url, resolve_external_url
+from rbee.hive.circuits import Circuits
 from rbee.hive.heartbeats import check_incarnation
-from rbee.hive.journal import Journal
-from rbee.hive.ports import Library, Node, Store
+from rbee.hive.journal import Journal, Transition
+from rbee.hive.ports import Library, Node, Probe, Store
 from rbee.hive.registry import Record, Registry
 from rbee.hive.supervisor import Patience, Supervisor, Surroundings
 
+_BEING_ENDED: Final = (WorkerState.DRAINING, WorkerState.STOPPING)
 log = structlog.get_logger(__name__)
 
-_NO_RESTARTS: Final = "Not restarted: restart policies are not built yet. Delete it and spawn it again."
+_REMEMBERED_ENDS: Final = 10_000
+"""Ended workers whose ids are remembered: a process that was told to end must not come back by announcing itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class PoolOptions:
     external_hosts: tuple[str, ...]
     front_port: int
     engines: dict[str, EngineOptions]
+    health_timeout: float = 5.0
+    restart: RestartRules = field(default_factory=RestartRules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Adapters:
     node: Node
     store: Store
     library: Library
+    probe: Probe
 
 
 def utc_now() -> datetime:
@@ -84,7 +93,11 @@ class Pool:
         self._admitting = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._closing = False
+        self._leaving: anyio.CancelScope | None = None
+        self._adopted = anyio.Event()
+        self._ended_ids: dict[str, None] = {}
         self.illegal_events = 0
+        self.circuits = Circuits(options.restart, utc_now, lambda: random.uniform(-1.0, 1.0))
         self.journal = Journal()
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
         self._around = Surroundings(
@@ -96,10 +109,12 @@ class Pool:
             wall_clock=utc_now,
             launch=self._launch,
             engine_key=self.engine_key,
-            decide_restart=_decide_restart,
+            answers=self._answers,
+            restarts=_Restarts(self.circuits, self._adopted),
             on_illegal_event=self._count_illegal_event,
-            on_gone=registry.remove,
+            on_gone=self._gone,
         )
+        self.journal.subscribe(self._note_readiness)
         routes.subscribe(self._load_changed)
 
     @property
@@ -119,18 +134,22 @@ class Pool:
     async def spawn(self, spec: WorkerSpec) -> Record:
         """Start a worker; returns once it is registered, long before it is ready.
 
-        *spec* has no id yet: it gets one. Raises ModelNotFound, NotAModelFile, AliasInUse, NoPortLeft, InvalidField
-        or ShuttingDown; nothing was started then.
+        *spec* has no id yet: it gets one. Raises ModelNotFound, NotAModelFile, AliasInUse, CircuitOpen, NoPortLeft,
+        InvalidField or ShuttingDown; nothing was started then.
         """
         self._check_engine(spec)
         self._check_alias_form(spec)
         await self._adapters.library.locate(model_ref.parse(spec.model_ref))
+        await self._adopted.wait()
         async with self._admitting:
             if self._closing:
                 raise ShuttingDown("The hive is shutting down and starts no worker any more.")
             self._check_alias(spec)
             worker = Worker(replace(spec, worker_id=self._new_id()), since=anyio.current_time())
-            return await self._admit(worker, self._free_port())
+            self.circuits.check(worker.spec)
+            port = self._free_port()
+            self.circuits.begin(worker.spec)
+            return await self._admit(worker, port)
 
     def delete(self, worker_id: str, *, force: bool = False) -> Record:
         """Begin to end a worker. Raises WorkerNotFound."""
@@ -142,7 +161,22 @@ class Pool:
         """End a worker if it runs, and start it anew. Raises WorkerNotFound, IllegalTransition."""
         record = self._registry.get(worker_id)
         self._supervisors[worker_id].take(events.RestartRequested())
+        # Somebody has decided that it may: the one try of an open circuit.
+        self.circuits.begin(record.worker.spec)
         return record
+
+    def reset_circuit(self, key: str) -> None:
+        """Close a circuit, forget its failures and let those try now that wait for it. Raises CircuitNotFound."""
+        self.circuits.reset(key)
+        for supervisor in self._supervisors.values():
+            if key_of(supervisor.worker.spec) == key:
+                supervisor.try_now()
+
+    def end(self, worker_id: str, event: events.Event) -> None:
+        """Let the monitor's verdict take its course."""
+        supervisor = self._supervisors.get(worker_id)
+        if supervisor is not None:
+            supervisor.fire(event)
 
     def went_stale(self, worker_id: str) -> None:
         log.warning(
@@ -174,32 +208,36 @@ class Pool:
         incarnation = 0 if worker.spec.external else worker.incarnation
         return auth.engine_key(self._policy.worker_secret, worker.spec.worker_id, incarnation)
 
-    async def end_leftovers(self, rows: Sequence[StoredWorker]) -> None:
-        """End the processes of workers that an earlier hive left, and forget their rows."""
+    async def adopt(self, rows: Sequence[StoredWorker]) -> None:
+        """Register the workers of an earlier hive; ``wait_adopted`` tells when it is known what lives of them."""
+        for row in rows:
+            worker = Worker(
+                row.spec,
+                incarnation=row.incarnation,
+                since=anyio.current_time(),
+                message="Started by an earlier hive; it is being looked for.",
+                restart_count=row.restart_count,
+            )
+            port = urlsplit(row.url).port if row.url else None
+            await self._admit(worker, port or 0, row)
 
-        async def end(row: StoredWorker) -> None:
-            worker_id = row.spec.worker_id
-            if row.identity is not None:
-                ended = await self._adapters.node.end_leftover(row.identity, self._options.term_grace)
-                log.info("leftover_worker_ended", worker_id=worker_id, pid=row.identity.pid, was_alive=ended)
-            await self._adapters.node.sweep(worker_id, row.incarnation)
-            await self._adapters.store.forget(worker_id)
-            await self._adapters.node.forget(worker_id)
-
-        async with anyio.create_task_group() as tasks:
-            for row in rows:
-                tasks.start_soon(end, row)
+    async def wait_adopted(self) -> None:
+        """Return once every stored worker is taken over or known to be gone, then let spawns and restarts go on."""
+        for supervisor in list(self._supervisors.values()):
+            if not supervisor.worker.spec.external:
+                await supervisor.wait_judged()
+        orphans = await self._adapters.node.sweep_orphans()
+        if orphans:
+            log.warning("orphans_killed", processes=orphans)
+        self._adopted.set()
 
     async def stop(self, budget: float) -> list[str]:
         """End every worker within *budget* seconds; returns the ids of those that would not.
 
         Two thirds of the time are for requests in flight, most of the rest for a clean end; what is there after that
-        tenths is killed.
+        is killed.
         """
-        async with self._admitting:
-            self._closing = True
-        self._patience.drain_timeout = min(self._patience.drain_timeout, budget * 2 / 3)
-        self._patience.term_grace = min(self._patience.term_grace, budget * 7 / 30)
+        await self._close(budget)
         self._end_all(force=False)
         for supervisor in self._supervisors.values():
             supervisor.hurry()
@@ -208,16 +246,49 @@ class Pool:
         self._end_all(force=True)
         with anyio.move_on_after(budget * 0.05):
             await self._wait_all_gone()
-        left = list(self._supervisors)
-        for worker_id in left:
-            log.error("worker_would_not_stop", worker_id=worker_id, message=self._supervisors[worker_id].worker.message)
-        return left
+        return self._would_not_stop(list(self._supervisors))
+
+    async def leave(self, budget: float) -> list[str]:
+        """Let go of every worker, to be taken over by the next hive; those that are being ended already are ended.
+
+        Requests in flight get two thirds of *budget* seconds. Returns the ids of those that would not stop.
+        """
+        await self._close(budget)
+        with anyio.move_on_after(budget * 2 / 3) as self._leaving:
+            for supervisor in list(self._supervisors.values()):
+                await supervisor.wait_idle()
+        ending = [i for i, s in self._supervisors.items() if s.worker.state in _BEING_ENDED]
+        with anyio.move_on_after(budget / 4):
+            for worker_id in ending:
+                await self.wait_gone(worker_id)
+        left = [worker_id for worker_id in ending if worker_id in self._supervisors]
+        for worker_id, supervisor in list(self._supervisors.items()):
+            worker = supervisor.worker
+            log.info("worker_left_running", worker_id=worker_id, state=str(worker.state), pid=worker.pid)
+            supervisor.leave()
+            await supervisor.forgotten.wait()
+        return self._would_not_stop(left)
 
     def force_stop(self) -> None:
         """The second signal: no more waiting for anybody."""
-        self._end_all(force=True)
+        if self._leaving is None:
+            self._end_all(force=True)
+        else:
+            self._leaving.cancel()
 
     # How it is done.
+
+    async def _close(self, budget: float) -> None:
+        async with self._admitting:
+            self._closing = True
+        self._patience.drain_timeout = min(self._patience.drain_timeout, budget * 2 / 3)
+        self._patience.term_grace = min(self._patience.term_grace, budget * 7 / 30)
+
+    def _would_not_stop(self, left: list[str]) -> list[str]:
+        for worker_id in left:
+            worker = self._registry.get(worker_id).worker if worker_id in self._registry else None
+            log.error("worker_would_not_stop", worker_id=worker_id, message=worker.message if worker else "")
+        return left
 
     def _end_all(self, *, force: bool) -> None:
         for supervisor in list(self._supervisors.values()):
@@ -233,12 +304,14 @@ class Pool:
         if supervisor is not None:
             await supervisor.forgotten.wait()
 
-    async def _admit(self, worker: Worker, port: int) -> Record:
+    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None = None) -> Record:
+        """Register a worker and start its supervisor; *stored*: one whose process an earlier hive has started."""
         assert self._tasks is not None, "the pool must run before it is used"
         vital = seen(anyio.current_time(), self._options.stale_after)
-        record = Record(worker, vital, started_at=utc_now(), port=port)
+        started_at = datetime.fromisoformat(stored.started_at) if stored and stored.started_at else utc_now()
+        record = Record(worker, vital, started_at=started_at, port=port)
         self._registry.add(record)
-        supervisor = self._supervisors[record.worker_id] = Supervisor(record, self._around)
+        supervisor = self._supervisors[record.worker_id] = Supervisor(record, self._around, stored)
         await self._tasks.start(self._supervise, supervisor)
         return record
 
@@ -271,9 +344,32 @@ class Pool:
             engine=options.engines.get(spec.engine, EngineOptions()),
         )
 
+    async def _readmit(self, principal: auth.Principal, said: Announcement) -> Record:
+        """One of our own that no row tells of: its token is genuine, so this hive has lost what it knew of it."""
+        incarnation = principal.incarnation
+        if said.worker_id in self._ended_ids or said.state == "failed" or incarnation is None:
+            raise OlderIncarnation(f"Worker '{said.worker_id}' has been ended; this process is no longer wanted.")
+        check_own_url(said.url, self.worker_host)
+        spec = said.own_spec()
+        self._check_engine(spec)
+        row = StoredWorker(spec, incarnation, slots=said.slots_total)
+        process = await self._adapters.node.adopt(row)
+        if process is None or process.identity.pid != said.pid:
+            raise OlderIncarnation(f"No process {said.pid} carries the mark of worker '{said.worker_id}'.")
+        async with self._admitting:
+            # Asked again: it may have called twice, or have been ended while it was looked for.
+            if said.worker_id not in self._registry:
+                if self._closing:
+                    raise ShuttingDown("The hive is shutting down and takes no worker any more.")
+                log.warning("worker_without_row", worker_id=said.worker_id, pid=said.pid)
+                worker = Worker(spec, incarnation=incarnation, since=anyio.current_time())
+                port = urlsplit(said.url).port or 0
+                await self._admit(worker, port, replace(row, identity=process.identity))
+        return await self.announce(principal, said)
+
     async def _announce_external(self, principal: auth.Principal, said: Announcement) -> Record:
         if principal.role is auth.Role.WORKER:
-            raise OlderIncarnation(f"Worker '{said.worker_id}' has been ended; this process is no longer wanted.")
+            return await self._readmit(principal, said)
         url = await resolve_external_url(said.url, self._options.external_hosts, self._options.front_port)
         said = replace(said, url=url)
         # Asked again: it may have been removed while its host was resolved.
@@ -373,6 +469,54 @@ class Pool:
     def _count_illegal_event(self) -> None:
         self.illegal_events += 1
 
+    def _gone(self, worker_id: str) -> None:
+        worker = self._registry.get(worker_id).worker
+        self._registry.remove(worker_id)
+        if not worker.spec.external:
+            self.circuits.forget_worker(worker.spec)
+            self._ended_ids[worker_id] = None
+            if len(self._ended_ids) > _REMEMBERED_ENDS:
+                del self._ended_ids[next(iter(self._ended_ids))]
 
-def _decide_restart(_worker: Worker, _exit: Exit) -> events.RestartDecision:
-    return events.GiveUp(_NO_RESTARTS)
+    def _note_readiness(self, entry: Transition) -> None:
+        if entry.after is WorkerState.READY and entry.before is not WorkerState.READY:
+            self.circuits.became_ready(self._registry.get(entry.worker_id).worker.spec)
+
+    async def _answers(self, row: StoredWorker) -> bool:
+        """Whether the server of a stored worker answers to the key that only its own incarnation takes."""
+        key = auth.engine_key(self._policy.worker_secret, row.spec.worker_id, row.incarnation)
+        engine = self._options.engines.get(row.spec.engine)
+        path = engine.health_path if engine is not None and engine.command else "/v1/models"
+        try:
+            with anyio.fail_after(self._options.health_timeout):
+                reply = await self._adapters.probe.get(row.url, path, key)
+        except (OSError, TimeoutError):
+            return False
+        # A server of llama.cpp's kind lists its worker's id, so a stranger that answers to any key is found out.
+        is_named = row.spec.worker_id.encode() in reply.body
+        return reply.status == 200 and (is_named or path != "/v1/models")
+
+
+class _Restarts:
+    """What a supervisor asks before it starts its worker again."""
+
+    def __init__(self, circuits: Circuits, adopted: anyio.Event) -> None:
+        self._circuits = circuits
+        self._adopted = adopted
+
+    def decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
+        return self._circuits.decide(worker, exit_)
+
+    async def wait_until_allowed(self) -> None:
+        await self._adopted.wait()
+
+    def ask(self, worker: Worker) -> events.RestartRefused | None:
+        delay = self._circuits.wait_to_start(worker.spec)
+        if delay is None:
+            self._circuits.begin(worker.spec)
+            return None
+        # Never at once again, should the clock stand exactly on the border.
+        return events.RestartRefused("its circuit is open.", max(delay, 0.1))
+
+    def note_log(self, worker: Worker, lines: Sequence[str]) -> None:
+        self._circuits.note_log(worker.spec, lines)

@@ -1,8 +1,9 @@
 """One task owns one worker: events in, commands out."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -13,9 +14,9 @@ from rbee.core import events
 from rbee.core.errors import IllegalTransition, RequestError
 from rbee.core.events import Command, Event
 from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import Launch, StoredWorker
+from rbee.core.launch import Launch, StoredWorker, Telemetry
 from rbee.core.liveness import seen
-from rbee.core.routing import Route, RouteTable
+from rbee.core.routing import Route, RouteTable, Standing
 from rbee.core.worker import Worker, WorkerState, advance
 from rbee.hive.announcements import is_on_loopback
 from rbee.hive.journal import Journal, Transition
@@ -23,6 +24,12 @@ from rbee.hive.ports import Node, Process, Store
 from rbee.hive.registry import Record
 
 log = structlog.get_logger(__name__)
+
+LAST_LOG_LINES: Final = 20
+"""Lines of a failed worker's log that are kept to be shown."""
+_ANNOUNCEMENTS: Final = (events.AnnouncedLoading, events.AnnouncedReady, events.AnnouncedFailed)
+_WAITING: Final = (WorkerState.BACKOFF, WorkerState.FAILED)
+_ASKED_TO_END: Final = events.GiveUp("")
 
 
 @dataclass(slots=True)
@@ -32,6 +39,26 @@ class Patience:
     drain_timeout: float
     term_grace: float
     stale_after: float
+
+
+class Restarts(Protocol):
+    """Says whether and when a worker is started again."""
+
+    def decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
+        """What becomes of a worker whose process ended though nobody asked it to; the end is counted."""
+        ...
+
+    async def wait_until_allowed(self) -> None:
+        """Return once restarts are made at all: not before the workers of the hive before are taken over."""
+        ...
+
+    def ask(self, worker: Worker) -> events.RestartRefused | None:
+        """Whether it may be started now; None: yes, and it counts as started."""
+        ...
+
+    def note_log(self, worker: Worker, lines: Sequence[str]) -> None:
+        """The last lines that a failed worker wrote."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +73,34 @@ class Surroundings:
     wall_clock: Callable[[], datetime]
     launch: Callable[[Record], Awaitable[Launch]]
     engine_key: Callable[[Worker], str]
-    decide_restart: Callable[[Worker, Exit], events.RestartDecision]
+    answers: Callable[[StoredWorker], Awaitable[bool]]
+    restarts: Restarts
     on_illegal_event: Callable[[], None]
     on_gone: Callable[[str], None]
 
 
 class Supervisor:
-    """Single writer of its worker; everyone else only sends events."""
+    """Single writer of its worker; everyone else only sends events.
 
-    def __init__(self, record: Record, around: Surroundings) -> None:
+    *stored*: the row of a worker that an earlier hive started, which is to be taken over.
+    """
+
+    def __init__(self, record: Record, around: Surroundings, stored: StoredWorker | None = None) -> None:
         self.record = record
         self._around = around
+        self._stored = stored
         self._process: Process | None = None
         self._watched_engine: int | None = None
         self._tasks: TaskGroup | None = None
         self._load_changed = anyio.Event()
         self._draining = anyio.CancelScope()
-        self._gone = anyio.Event()
+        self._waiting = anyio.CancelScope()
+        self._row = anyio.Lock()
+        self._sweeping = anyio.Lock()
+        self._ended = anyio.Event()
+        self._left_running = False
+        self.judged = anyio.Event()
+        """Set once it is known whether the worker could be taken over."""
         self.forgotten = anyio.Event()
 
     @property
@@ -76,14 +114,24 @@ class Supervisor:
             self._publish(self._route(self.worker))
             if self.worker.spec.external:
                 self._watch_external()
+            elif self._stored is not None:
+                tasks.start_soon(self._adopt, self._stored)
             else:
                 tasks.start_soon(self._spawn)
             task_status.started()
-            await self._gone.wait()
+            await self._ended.wait()
             tasks.cancel_scope.cancel()
+        if self._left_running:
+            self._around.routes.withdraw(self.record.worker_id)
+            return
         with anyio.CancelScope(shield=True):
             await self._around.node.forget(self.record.worker_id)
             await self._forget_row()
+
+    def leave(self) -> None:
+        """Let go of the worker as it is: its process lives on, its row tells the next hive of it."""
+        self._left_running = True
+        self._ended.set()
 
     def take(self, event: Event) -> Worker:
         """Apply *event* now. Raises IllegalTransition, and changes nothing then."""
@@ -92,15 +140,19 @@ class Supervisor:
         # Made before anything is stored: an event is taken whole, or not at all.
         route = self._route(after)
         self.record.worker = after
+        if isinstance(event, _ANNOUNCEMENTS):
+            self.record.unannounced = False
         self._publish(route)
         self._note(before, after, event, now)
         for command in commands:
             self._perform(command)
         if after.engine_pid is not None and not after.spec.external:
             self._watch_engine(after.engine_pid)
+        if after.state is WorkerState.READY and not after.spec.external and _shown(before) != _shown(after):
+            self._soon(self._save_row)
         if after.state is WorkerState.GONE:
             self._around.on_gone(self.record.worker_id)
-            self._gone.set()
+            self._ended.set()
         return after
 
     def fire(self, event: Event) -> None:
@@ -125,9 +177,25 @@ class Supervisor:
             self._draining.deadline, anyio.current_time() + self._around.patience.drain_timeout
         )
 
+    def try_now(self) -> None:
+        """What kept the worker from being started is over: it need not wait for its delay."""
+        self._waiting.cancel()
+
     def load_changed(self) -> None:
         """The number of requests in flight may have changed."""
         self._load_changed.set()
+        self._load_changed = anyio.Event()
+
+    async def wait_idle(self) -> None:
+        """Return once no request is in flight."""
+        while self._around.routes.in_flight(self.record.worker_id) > 0:
+            await self._load_changed.wait()
+
+    async def wait_judged(self) -> None:
+        """Return once it is known whether a stored worker could be taken over, or it is gone altogether."""
+        async with anyio.create_task_group() as tasks:
+            for event in (self.judged, self.forgotten):
+                tasks.start_soon(_cancel_after, event, tasks.cancel_scope)
 
     def _route(self, worker: Worker) -> Route:
         host, port = _address(worker.url)
@@ -135,7 +203,7 @@ class Supervisor:
             worker_id=worker.spec.worker_id,
             model_ref=worker.spec.model_ref,
             alias=worker.spec.alias,
-            standing=worker.standing,
+            standing=worker.prospect,
             host=host,
             port=port,
             key=self._around.engine_key(worker),
@@ -163,81 +231,177 @@ class Supervisor:
                 after=after.state,
                 message=after.message,
                 seconds=max(0.0, now - before.since),
+                was_ready=before.ready_since is not None,
                 exit=after.last_exit if after.last_exit is not before.last_exit else None,
             )
         )
 
     def _perform(self, command: Command) -> None:
-        tasks = self._tasks
-        assert tasks is not None, "events are taken only while run() runs"
         match command:
             case events.Spawn():
-                self.record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
-                tasks.start_soon(self._spawn)
+                self._begin_life()
+                self._soon(self._spawn)
             case events.WaitForDrain():
-                tasks.start_soon(self._drain, self.worker.incarnation)
+                self._soon(self._drain, self.worker.incarnation)
             case events.Terminate():
                 if self._process is not None:
                     self._process.terminate()
-                tasks.start_soon(self._grace, self.worker.incarnation)
+                self._soon(self._grace, self.worker.incarnation)
             case events.AwaitExit():
-                tasks.start_soon(self._grace, self.worker.incarnation)
+                self._soon(self._grace, self.worker.incarnation)
             case events.Kill():
                 if self._process is not None:
                     self._process.kill()
+                self._soon(self._sweep, self.worker.incarnation)
                 # Should it not end of that, it is killed again: nothing stays in this state for ever unseen.
-                tasks.start_soon(self._grace, self.worker.incarnation)
+                self._soon(self._grace, self.worker.incarnation)
             case events.WaitForBackoff(delay):
-                tasks.start_soon(self._backoff, delay, self.worker.incarnation)
+                self._soon(self._backoff, delay, self.worker.incarnation)
+
+    def _soon(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        assert self._tasks is not None, "events are taken only while run() runs"
+        self._tasks.start_soon(work, *arguments)
+
+    def _begin_life(self) -> None:
+        record, self._watched_engine = self.record, None
+        record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
+        record.healthy, record.telemetry = True, Telemetry()
+        record.footprint, record.failed_checks, record.unannounced = None, 0, False
+
+    # A process: started or taken over, waited for, swept up after.
 
     async def _spawn(self) -> None:
         incarnation = self.worker.incarnation
+        async with self._sweeping:
+            pass  # What the life before has left is gone, or it would hold memory and port.
         # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
         with anyio.CancelScope(shield=True):
             process = await self._fork()
-        if process is None:
-            return
-        exit_ = await process.wait()
-        self._process = None
-        self.fire(events.Exited(exit_, self._around.decide_restart(self.worker, exit_)))
-        with anyio.CancelScope(shield=True):
-            killed = await self._around.node.sweep(self.record.worker_id, incarnation)
-        if killed:
-            log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
+        if process is not None:
+            await self._wait_for_end(process, incarnation)
 
     async def _fork(self) -> Process | None:
         worker = self.worker
-        row = StoredWorker(worker.spec, worker.incarnation)
         try:
-            await self._around.store.save(row)
+            await self._save_row(must_succeed=True)
             launch = await self._around.launch(self.record)
             self._process = await self._around.node.spawn(launch)
         except (OSError, RequestError) as error:
             reason = f"its process could not be started: {error}"
             exit_ = Exit(ExitReason.CRASHED, message=reason)
-            self.fire(events.SpawnFailed(reason, self._around.decide_restart(worker, exit_)))
+            self.fire(events.SpawnFailed(reason, self._decide(worker, exit_)))
             return None
-        identity = self._process.identity
-        self.fire(events.Spawned(identity.pid))
-        try:
-            await self._around.store.save(StoredWorker(worker.spec, worker.incarnation, identity))
-        except OSError as error:
-            # It serves all the same; should this hive be killed, the keeper hears from the next one that it must end.
-            log.error("store_failed", worker_id=worker.spec.worker_id, reason=str(error))  # noqa: TRY400
+        self.fire(events.Spawned(self._process.identity.pid))
+        # Should that fail and this hive be killed, the next one finds the process by the mark that it carries.
+        await self._save_row()
         return self._process
+
+    async def _adopt(self, row: StoredWorker) -> None:
+        """Take over what an earlier hive has started, or treat it as ended."""
+        node, worker_id, incarnation = self._around.node, self.record.worker_id, row.incarnation
+        with anyio.CancelScope(shield=True):
+            process = await node.adopt(row)
+        if process is None:
+            exit_ = await node.last_word(worker_id, incarnation)
+            if not exit_.message:
+                exit_ = replace(exit_, message="it ended while no hive ran")
+            await self._process_ended(exit_, incarnation)
+            self.judged.set()
+            return
+        self._process = process
+        self.fire(events.Spawned(process.identity.pid))
+        self._soon(self._judge, row)
+        await self._save_row()
+        await self._wait_for_end(process, incarnation)
+
+    async def _judge(self, row: StoredWorker) -> None:
+        """Whether the process that was found is the worker: it answers to its key, or it speaks for itself."""
+        since = self.record.vital.since
+        answered = bool(row.url) and await self._around.answers(row)
+        if self.worker.state is WorkerState.STARTING and self.worker.incarnation == row.incarnation:
+            if answered or not row.url or self.record.vital.since > since:
+                self.record.unannounced = not answered
+                url = row.url if answered else ""
+                self.fire(events.Adopted(url, row.engine_pid if answered else None, row.slots, serving=answered))
+            else:
+                reason = f"it did not answer to its key at {row.url} when this hive started"
+                self.fire(events.Condemned(ExitReason.UNHEALTHY, reason))
+        self.judged.set()
+
+    async def _wait_for_end(self, process: Process, incarnation: int) -> None:
+        exit_ = await process.wait()
+        self._process = None
+        await self._process_ended(exit_, incarnation)
+
+    async def _process_ended(self, exit_: Exit, incarnation: int) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._sweeping:
+                is_routed = self.worker.standing is not Standing.OUT
+                if is_routed:
+                    self.fire(events.Exited(exit_, self._decide(self.worker, exit_)))
+                await self._sweep_held(incarnation)
+                if not is_routed:
+                    # Nobody waits to hear of its end, so it is told when it is one: nothing is left.
+                    self.fire(events.Exited(exit_, self._decide(self.worker, exit_)))
+                if self.worker.state in _WAITING:
+                    lines = await self._around.node.tail(self.record.worker_id, LAST_LOG_LINES)
+                    self._around.restarts.note_log(self.worker, lines)
+
+    def _decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
+        if worker.forget or worker.again:
+            return _ASKED_TO_END
+        return self._around.restarts.decide(worker, exit_)
+
+    async def _sweep(self, incarnation: int) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._sweeping:
+                await self._sweep_held(incarnation)
+
+    async def _sweep_held(self, incarnation: int) -> None:
+        killed = await self._around.node.sweep(self.record.worker_id, incarnation)
+        if killed:
+            log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
+
+    # Its row in the store.
+
+    async def _save_row(self, *, must_succeed: bool = False) -> None:
+        """Write down what the next hive must know. Raises OSError if it *must_succeed*."""
+        with anyio.CancelScope(shield=True):
+            # One after the other, each with what is true then: an older row must never replace a newer one.
+            async with self._row:
+                try:
+                    await self._around.store.save(self._row_now())
+                except OSError as error:
+                    if must_succeed:
+                        raise
+                    log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+
+    def _row_now(self) -> StoredWorker:
+        worker = self.worker
+        return StoredWorker(
+            worker.spec,
+            worker.incarnation,
+            identity=self._process.identity if self._process is not None else None,
+            url=worker.url if worker.ready_since is not None else "",
+            engine_pid=worker.engine_pid,
+            slots=worker.slots,
+            restart_count=worker.restart_count,
+            started_at=self.record.started_at.isoformat(),
+        )
 
     async def _forget_row(self) -> None:
         try:
-            await self._around.store.forget(self.record.worker_id)
+            async with self._row:
+                await self._around.store.forget(self.record.worker_id)
         except OSError as error:
             # A row too many costs the next hive one look at a process that is not there.
             log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
 
+    # Waiting.
+
     async def _drain(self, incarnation: int) -> None:
         with anyio.move_on_after(self._around.patience.drain_timeout) as self._draining:
-            while self._around.routes.in_flight(self.record.worker_id) > 0:
-                self._load_changed = anyio.Event()
-                await self._load_changed.wait()
+            await self.wait_idle()
         if self.worker.state is WorkerState.DRAINING and self.worker.incarnation == incarnation:
             self.fire(events.DrainEnded())
 
@@ -247,15 +411,17 @@ class Supervisor:
             self.fire(events.GraceEnded())
 
     async def _backoff(self, delay: float, incarnation: int) -> None:
-        await anyio.sleep(delay)
-        if self.worker.state is WorkerState.BACKOFF and self.worker.incarnation == incarnation:
-            self.fire(events.BackoffEnded())
+        with anyio.CancelScope() as self._waiting:
+            await anyio.sleep(delay)
+        await self._around.restarts.wait_until_allowed()
+        if self.worker.state in _WAITING and self.worker.incarnation == incarnation:
+            self.fire(self._around.restarts.ask(self.worker) or events.BackoffEnded())
 
     def _watch_engine(self, pid: int) -> None:
-        if pid == self._watched_engine or self._tasks is None:
+        if pid == self._watched_engine:
             return
         self._watched_engine = pid
-        self._tasks.start_soon(self._await_engine, pid, self.worker.incarnation)
+        self._soon(self._await_engine, pid, self.worker.incarnation)
 
     async def _await_engine(self, pid: int, incarnation: int) -> None:
         engine = self._around.node.watch(pid)
@@ -270,8 +436,8 @@ class Supervisor:
         worker = self.worker
         is_local = worker.pid is not None and is_on_loopback(worker.url)
         process = self._around.node.watch(worker.pid) if is_local and worker.pid else None
-        if process is not None and self._tasks is not None:
-            self._tasks.start_soon(self._await_external, process)
+        if process is not None:
+            self._soon(self._await_external, process)
 
     async def _await_external(self, process: Process) -> None:
         exit_ = await process.wait()
@@ -282,3 +448,13 @@ class Supervisor:
 def _address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or 0
+
+
+def _shown(worker: Worker) -> tuple[object, ...]:
+    """What the row of a ready worker shows of it."""
+    return worker.state, worker.url, worker.engine_pid, worker.slots
+
+
+async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

@@ -49,6 +49,8 @@ class Sources:
     in_flight: Callable[[], Mapping[str, int]]
     illegal_events: Callable[[], int]
     machine: Callable[[], MachineReading]
+    circuit_activations: Callable[[], int]
+    open_circuits: Callable[[], Mapping[str, int]]
 
 
 class Metrics:
@@ -73,6 +75,15 @@ class Metrics:
         )
         self._force_killed = Counter(
             "rbee_hive_workers_force_killed_total", "Workers that the hive ended by SIGKILL.", registry=own
+        )
+        self._restart_failures = Counter(
+            "rbee_hive_worker_restart_failures_total", "Restarts that ended before they were ready.", registry=own
+        )
+        self._shutdown = Histogram(
+            "rbee_hive_shutdown_duration_seconds",
+            "From the first signal until no worker was left to stop.",
+            buckets=_DURATION_BUCKETS,
+            registry=own,
         )
         self._load = Histogram(
             "rbee_hive_model_load_seconds",
@@ -128,6 +139,8 @@ class Metrics:
             self._load.labels(entry.model_ref).observe(entry.seconds)
         if entry.exit is None:
             return
+        if entry.incarnation > 1 and not entry.was_ready and entry.after in (WorkerState.BACKOFF, WorkerState.FAILED):
+            self._restart_failures.inc()
         self._exits.labels(str(entry.exit.reason)).inc()
         if entry.exit.reason is ExitReason.CRASHED:
             return
@@ -135,6 +148,9 @@ class Metrics:
             self._force_killed.inc()
         else:
             self._graceful.inc()
+
+    def shut_down(self, seconds: float) -> None:
+        self._shutdown.observe(seconds)
 
     def used(self, usage: Usage) -> None:
         """Count one finished request."""
@@ -174,18 +190,23 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         records = list(self._sources.registry)
         yield self._by_state(records)
-        degraded = sum(not record.healthy for record in records)
-        yield _gauge("workers_failed_health_checks", "Workers whose last beat said degraded.", degraded)
+        degraded = sum(not record.healthy or record.failed_checks > 0 for record in records)
+        yield _gauge("workers_failed_health_checks", "Workers whose last beat or health check was bad.", degraded)
         restarts = sum(record.worker.restart_count for record in records)
         yield _gauge("workers_restart_count", "Restarts of the workers that there are.", restarts)
         illegal = CounterMetricFamily("rbee_hive_illegal_events", "Events that a worker's state did not allow.")
         illegal.add_metric([], self._sources.illegal_events())
         yield illegal
+        activations = CounterMetricFamily("rbee_hive_circuit_breaker_activations", "Circuits that were opened.")
+        activations.add_metric([], self._sources.circuit_activations())
+        yield activations
         yield from self._machine()
         yield from _per_worker(records, self._sources.in_flight_of)
         models = {record.worker.spec.model_ref for record in records}
         yield _by_model("queue_depth", "Requests that wait.", models, self._sources.queue_depth())
         yield _by_model("requests_in_flight", "Requests under way.", models, self._sources.in_flight())
+        circuits = self._sources.open_circuits()
+        yield _by_model("circuit_open", "1 where a circuit of the model is not closed.", models, circuits)
 
     def _by_state(self, records: list[Record]) -> Metric:
         family = GaugeMetricFamily(
@@ -228,15 +249,16 @@ def _per_worker(records: list[Record], in_flight_of: Callable[[str], int]) -> It
     def family(name: str, text: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"rbee_hive_worker_{name}", text, labels=["worker_id", "model"])
 
-    memory = family("memory_bytes", "Resident memory as the worker tells it.")
+    memory = family("memory_bytes", "Resident memory of all processes of the worker.")
     vram = family("vram_bytes", "Video memory as the worker tells it.")
     age = family("heartbeat_age_seconds", "Seconds since the last heartbeat, or the spawn.")
     busy = family("slots_busy", "Requests under way through the gateway.")
     now = anyio.current_time()
     for record in records:
         labels = [record.worker_id, record.worker.spec.model_ref]
-        if record.telemetry.rss_bytes is not None:
-            memory.add_metric(labels, record.telemetry.rss_bytes)
+        resident = record.footprint.rss_bytes if record.footprint is not None else record.telemetry.rss_bytes
+        if resident is not None:
+            memory.add_metric(labels, resident)
         if record.telemetry.vram_bytes is not None:
             vram.add_metric(labels, record.telemetry.vram_bytes)
         age.add_metric(labels, record.vital.age(now))

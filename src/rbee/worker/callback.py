@@ -14,7 +14,7 @@ _LONGEST: Final = 1e8
 
 
 class Identity(NamedTuple):
-    """What never changes in a worker's announcements."""
+    """What never changes in a worker's announcements. *spec* tells a hive that lost its records what this worker is."""
 
     worker_id: str
     incarnation: int | None
@@ -24,6 +24,7 @@ class Identity(NamedTuple):
     alias: str | None
     slots_total: int
     pid: int
+    spec: dict[str, Any] | None = None
 
 
 class Announcement(NamedTuple):

@@ -169,6 +169,8 @@ class Keeper:
             KEEPER_MARK: self._mark,
             # setproctitle (vLLM names its processes by it) would write over the marks.
             "SPT_NOENV": "1",
+            # What Python could not write to a full disk it would try again at its end, and then exit with 120.
+            "PYTHONUNBUFFERED": "1",
             **launch.environment,
         }
         self._phase = "loading"
@@ -262,4 +264,5 @@ def _identity(options: Options) -> Identity:
         alias=options.alias,
         slots_total=options.slots,
         pid=os.getpid(),
+        spec=options.spec,
     )

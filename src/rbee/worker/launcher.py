@@ -38,9 +38,11 @@ def _become(argv: list[str]) -> None:
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
-        sys.stderr.write(f"error: cannot start the engine '{argv[0]}': {error.strerror}\n")
-        sys.stderr.flush()
-        os._exit(NOT_STARTED)
+        text = f"error: cannot start the engine '{argv[0]}': {error.strerror}\n"
+        try:
+            os.write(2, text.encode(errors="replace"))
+        finally:  # a full disk below the log must not change the exit status
+            os._exit(NOT_STARTED)
 
 
 def _guard(lease: int, argv: list[str]) -> None:

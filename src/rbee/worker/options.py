@@ -23,9 +23,15 @@ _LONGEST: Final = 1e8
 _SPAN: Final = 919
 """Ports after --port that may be used instead; 8081 gives DESIGN's 8081-9000."""
 
+_LARGEST_SPEC: Final = 65_536
+"""Bytes. JSON's escapes can make three times as many of them, which the hive still takes (MAX_CONTROL_BODY_BYTES)."""
+
 
 class Options(NamedTuple):
-    """Seconds are floats, None where the hive decides; *token* is '' where there is none."""
+    """Seconds are floats, None where the hive decides; *token* is '' where there is none.
+
+    *spec* is the hive's own description of this worker, which means nothing here; None where no hive started it.
+    """
 
     worker_id: str
     model: str
@@ -51,6 +57,7 @@ class Options(NamedTuple):
     token: str
     template: tuple[str, ...]
     health_path: str
+    spec: dict[str, Any] | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,7 +133,25 @@ def _from_environment(engine: str, environ: Mapping[str, str]) -> dict[str, Any]
     if not (health_path.startswith("/") and health_path.isascii() and health_path.isprintable()) or " " in health_path:
         raise ValueError("RBEE_ENGINE_HEALTH_PATH must be a path such as /health")
     template = _template(environ.get("RBEE_ENGINE_COMMAND", "")) if engine == "command" else ()
-    return {"token": token, "template": template, "health_path": health_path}
+    spec = _spec(environ.get("RBEE_WORKER_SPEC", ""))
+    return {"token": token, "template": template, "health_path": health_path, "spec": spec}
+
+
+def _spec(text: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        found = json.loads(text, parse_constant=_no_number) if len(os.fsencode(text)) <= _LARGEST_SPEC else None
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"RBEE_WORKER_SPEC must be a JSON object of at most {_LARGEST_SPEC} bytes")
+
+
+def _no_number(word: str) -> NoReturn:
+    """Python reads and writes NaN and Infinity, which JSON does not know and the hive would refuse."""
+    raise ValueError(word)
 
 
 def _template(text: str) -> tuple[str, ...]:

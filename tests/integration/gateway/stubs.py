@@ -286,6 +286,7 @@ async def open_house(control_path: str, auth: AuthPolicy, **options: object) -> 
     routes, usages = RouteTable(), []
     gateway = Gateway(GatewayOptions(control_path, **options), routes, auth, usages.append, "1.2.3")
     gateway.control_up = True
+    gateway.adopting = False
     gateway.ready_problem = lambda: None
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

@@ -173,7 +173,7 @@ async def test_worker_that_refuses_the_hives_key_is_no_fault_of_the_client(house
     answer = await house.ask(post(CHAT))
     assert (answer.status, answer.json()["error"]["code"]) == (502, "worker_lost")
     assert status[:3] in answer.json()["error"]["message"]
-    assert len(worker.calls) == 1
+    assert len(worker.calls) == 2
 
 
 async def test_control_request_on_a_kept_connection_that_had_ended_is_sent_again(house):

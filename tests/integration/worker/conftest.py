@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,11 +38,13 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
         engine: str = "synthetic",
         stderr: IO[bytes] | None = None,
         leads_session: bool = True,
+        prefix: Sequence[str] = (),
         **environment: str,
     ) -> Worker:
         number = len(started)
         log_path, exit_path = tmp_path / f"{number}.log", tmp_path / f"{number}.exit.json"
-        command = [sys.executable, "-m", "rbee.worker", "--worker-id", f"w{number}", "--model-ref", "synthetic:test"]
+        command = [*prefix, sys.executable, "-m", "rbee.worker", "--worker-id", f"w{number}"]
+        command += ["--model-ref", "synthetic:test"]
         command += [
             "--engine",
             engine,

@@ -1,5 +1,6 @@
 """What a worker does when its hive refuses it, forgets it, replaces it, or is gone."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,52 @@ def test_a_hive_that_forgot_the_worker_hears_its_present_state_again(hive: StubH
     assert alive(again["engine_pid"])
     del hive.answers["/v1/heartbeat"]
     hive.wait_beat(after=len(hive.calls))
+
+
+def test_every_announcement_says_what_the_worker_is(hive: StubHive, start_worker: StartWorker) -> None:
+    spec = {"worker_id": "w0", "engine_args": ["--tokens-per-second", "20"], "idle_timeout": None}
+    start_worker(hive.url, "--", "--crash-after", "0.1", RBEE_WORKER_SPEC=json.dumps(spec))
+    hive.wait_state("failed")
+    announced = [call.body for call in hive.calls if "state" in call.body]
+    assert {"loading", "ready", "failed"} == {body["state"] for body in announced}
+    assert all(body["spec"] == spec for body in announced)
+    assert not any("spec" in call.body for call in hive.calls if call.path == "/v1/heartbeat")
+
+
+def test_without_a_description_none_is_sent_and_the_engine_never_sees_one(
+    hive: StubHive, start_worker: StartWorker
+) -> None:
+    start_worker(hive.url)
+    assert "spec" not in hive.wait_state("ready")
+    start_worker(hive.url, RBEE_WORKER_SPEC='{"a": 1}')
+    described = hive.wait_for(lambda call: call.body.get("state") == "ready" and "spec" in call.body).body
+    assert b"RBEE_WORKER_SPEC" not in Path(f"/proc/{described['engine_pid']}/environ").read_bytes()
+
+
+@pytest.mark.parametrize(("state", "engine"), [("loading", ("--", "--load-seconds", "3600")), ("ready", ())])
+def test_one_that_is_forgotten_announces_itself_and_beats_at_once(
+    hive: StubHive, start_worker: StartWorker, state: str, engine: tuple[str, ...]
+) -> None:
+    """The first beat of this state is answered 404, and the next of its own would come in half an hour."""
+    forgotten: list[int] = []
+
+    def forget_once(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        known = [call.body for call in hive.calls if call.body.get("state") == state and "engine_pid" in call.body]
+        if forgotten or not known:
+            return hive.welcome(body)
+        forgotten.append(len(hive.calls))
+        return refusal(404, "worker_not_found")(body)
+
+    hive.answers["/v1/heartbeat"] = forget_once
+    # A load has but one beat of its own, and that may come before the engine is announced: so a short interval there.
+    interval = "1800" if state == "ready" else "2"
+    start_worker(hive.url, "--heartbeat-interval", interval, *engine)
+    first = hive.wait_for(lambda call: call.body.get("state") == state and "engine_pid" in call.body).body
+    wait_until(lambda: forgotten, "a beat that is answered 404")
+    again = hive.wait_for(lambda call: "state" in call.body, after=forgotten[0])
+    assert (again.body["state"], again.body["engine_pid"]) == (state, first["engine_pid"])
+    beat = hive.wait_for(lambda call: call.path == "/v1/heartbeat", after=hive.calls.index(again))
+    assert beat is hive.calls[hive.calls.index(again) + 1]
 
 
 def test_a_worker_beats_as_soon_as_it_is_ready(hive: StubHive, start_worker: StartWorker) -> None:
@@ -136,6 +183,72 @@ def test_the_hive_may_change_how_long_an_orphan_waits(hives: Hives, start_worker
     hives.stop()
     assert worker.wait_end() == 1
     assert worker.ended()["message"] == "no hive answered a heartbeat for 0.5 s"
+
+
+@pytest.mark.parametrize("path", ["/v1/heartbeat", "/v1/workers/ready"])
+def test_a_long_time_that_the_hive_allows_holds_when_it_is_gone_and_when_it_is_back(
+    hives: Hives, start_worker: StartWorker, path: str
+) -> None:
+    """What ``leave`` needs: the next hive may come a day later."""
+    hive = hives.start()
+    port = int(hive.url.rpartition(":")[2])
+    hive.answers[path] = lambda body: (200, {**hive.welcome(body)[1], "orphan_timeout": 86_400})
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.2", "--orphan-timeout", "1")
+    engine = hive.wait_state("ready")["engine_pid"]
+    hive.wait_beat(after=len(hive.calls))
+    hives.stop()
+    failed = "Failed to send heartbeat (will retry)"
+    # One a fifth of a second at the most: so many are far more than the second that the command line allows.
+    wait_until(lambda: worker.log.count(failed) >= 15, "beats that failed for longer than the command line allows")
+    assert worker.process.poll() is None
+    hives.start(port=port).wait_beat(health_status="healthy")
+    assert alive(engine)
+
+
+def test_the_hive_may_say_it_in_its_answer_to_the_announcement_too(hives: Hives, start_worker: StartWorker) -> None:
+    hive = hives.start()
+    hive.answers["/v1/workers/ready"] = lambda body: (200, {**hive.welcome(body)[1], "orphan_timeout": 0.5})
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1")
+    engine = hive.wait_state("ready")["engine_pid"]
+    hives.stop()
+    assert worker.wait_end() == 1
+    assert not alive(engine)
+    assert (worker.ended()["reason"], worker.ended()["message"]) == (
+        "orphaned",
+        "no hive answered a heartbeat for 0.5 s",
+    )
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_hive_that_answers_but_never_with_a_success_makes_an_orphan(
+    hive: StubHive, start_worker: StartWorker, status: int
+) -> None:
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.1", "--orphan-timeout", "0.6")
+    hive.wait_state("ready")
+    hive.answers["/v1/heartbeat"] = refusal(status, "worker_not_found" if status == 404 else "internal_error")
+    assert worker.wait_end() == 1
+    assert worker.ended()["reason"] == "orphaned"
+
+
+def test_a_hive_that_lost_everything_is_back_and_hears_what_its_workers_are(
+    hives: Hives, start_worker: StartWorker
+) -> None:
+    hive = hives.start()
+    port = int(hive.url.rpartition(":")[2])
+    worker = start_worker(hive.url, "--heartbeat-interval", "0.2", RBEE_WORKER_SPEC='{"worker_id": "w0"}')
+    engine = hive.wait_state("ready")["engine_pid"]
+    hives.stop()
+    wait_until(lambda: "Connection refused" in worker.log, "a beat that nobody took")
+    back = hives.start(port=port)
+
+    def only_whom_it_knows(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return back.welcome(body) if "ready" in back.states() else refusal(404, "worker_not_found")(body)
+
+    back.answers["/v1/heartbeat"] = only_whom_it_knows
+    announced = back.wait_state("ready")
+    assert (announced["engine_pid"], announced["spec"]) == (engine, {"worker_id": "w0"})
+    back.wait_beat(after=len(back.calls))
+    assert worker.process.poll() is None
 
 
 def test_a_keeper_that_was_frozen_asks_once_more_before_it_gives_up(

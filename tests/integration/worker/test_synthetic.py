@@ -1,5 +1,6 @@
 """The synthetic engine's process by itself."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -168,6 +169,71 @@ def test_it_loads_before_it_serves(engine: StartEngine) -> None:
         {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}},
     )
     assert ask(url, "/v1/chat/completions", CHAT)[0] == 503
+
+
+def test_a_stalled_load_answers_that_it_loads_and_does_nothing(engine: StartEngine) -> None:
+    url = engine(1, "--stall-load", "--load-seconds", "0", wait=False)
+    assert ask(url, "/health")[0] == 503
+    assert ask(url, "/v1/models")[0] == 503
+
+
+def test_a_loop_that_stopped_moves_nothing_more_while_its_health_says_ok(engine: StartEngine) -> None:
+    url = engine(2, "--hang-after", "5", "--load-seconds", "0", "--tokens-per-second", "1e6")
+    assert ask(url, "/v1/chat/completions", {**CHAT, "max_tokens": 3})[0] == 200
+    first = socket.create_connection(address(url), DEADLINE)
+    first.sendall(raw_request({**CHAT, "stream": True}))
+    received = b""
+    while received.count(b'"content": "') < 2:
+        piece = first.recv(65536)
+        assert piece
+        received += piece
+    before = counters(url)
+    second = socket.create_connection(address(url), DEADLINE)
+    second.sendall(raw_request(CHAT))
+    wait_until(lambda: busy_slots(url) == 2, "the second request in its slot")
+    first.close()
+    assert ask(url, "/health") == (200, {"status": "ok"})
+    assert counters(url) == before == {"prompt": 6, "generated": 5, "requests": 2}
+    assert busy_slots(url) == 2
+    second.close()
+
+
+@pytest.mark.parametrize("mode", ["group", "session"])
+def test_a_holder_keeps_the_port_when_the_engine_is_gone(mode: str) -> None:
+    port = free_port()
+    launch = Synthetic(plan(1, "--load-seconds", "0", "--fork-holder", mode)).launch(port, ENGINE_KEY)
+    process = subprocess.Popen(launch.argv, env=launch.environment, start_new_session=True)
+    holder = 0
+    try:
+        wait_until(lambda: accepts(port), "the port")
+        holder = wait_until(lambda: next(iter(children(process.pid)), 0), "the holder")
+        wait_until(lambda: mode == "group" or os.getsid(holder) == holder, "a session of its own")
+        assert (os.getpgid(holder) == process.pid) == (mode == "group")
+        assert ask(f"http://127.0.0.1:{port}", "/v1/nothing")[0] in (404, 503)
+        process.kill()
+        process.wait(DEADLINE)
+        assert accepts(port)
+        os.kill(holder, signal.SIGKILL)
+        wait_until(lambda: not accepts(port), "the port to be free")
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        if holder:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def counters(url: str) -> dict[str, float]:
+    names = {
+        "prompt": "llamacpp:prompt_tokens_total",
+        "generated": "llamacpp:tokens_predicted_total",
+        "requests": "synthetic:requests_total",
+    }
+    return {short: metric(url, name) for short, name in names.items()}
 
 
 def test_hundreds_of_streams_run_at_once(engine: StartEngine) -> None:

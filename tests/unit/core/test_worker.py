@@ -19,6 +19,7 @@ EXIT = Exit(ExitReason.CRASHED, code=1)
 EVENTS = (
     ev.Spawned(7),
     ev.SpawnFailed("no memory", GIVE_UP),
+    ev.Adopted("http://127.0.0.1:8081", 8, 4, serving=True),
     ev.AnnouncedLoading("http://127.0.0.1:8081", 7, 8, 4),
     ev.AnnouncedReady("http://127.0.0.1:8081", 7, 8, 4),
     ev.AnnouncedFailed("not a GGUF"),
@@ -66,7 +67,8 @@ def impossible(before, event):
     if not before.spec.external:
         return before.state is S.FAILED and isinstance(event, ev.WentStale)
     never_in = before.state in (S.STARTING, S.STOPPING, S.BACKOFF)
-    ours_alone = (ev.Spawned, ev.SpawnFailed, ev.Condemned, ev.EngineExited, ev.RestartRequested)
+    ours_alone = (ev.Spawned, ev.SpawnFailed, ev.Adopted, ev.Condemned, ev.EngineExited, ev.RestartRequested)
+    ours_alone += (ev.BackoffEnded, ev.RestartRefused)
     return never_in or isinstance(event, ours_alone)
 
 
@@ -91,6 +93,8 @@ def _variants(event):
         return [ev.SpawnFailed("no memory", decision) for decision in decisions]
     if event is ev.EndRequested:
         return [ev.EndRequested(force=False), ev.EndRequested(force=True)]
+    if event is ev.Adopted:
+        return [ev.Adopted("http://127.0.0.1:8081", 8, 4, serving=serving) for serving in (True, False)]
     return [one for one in EVENTS if type(one) is event]
 
 
@@ -116,7 +120,10 @@ def test_a_ready_worker_that_is_stale_is_killed_without_another_word():
     failed, commands = advance(after, ev.Exited(Exit(ExitReason.CRASHED, signal_number=9), GIVE_UP), 60.1)
     assert (failed.state, commands) == (S.FAILED, ())
     assert failed.last_exit == Exit(ExitReason.STALE, signal_number=9, message="no heartbeat in 60 s")
-    assert failed.message == "It ended (stale, killed by SIGKILL): no heartbeat in 60 s. No more tries."
+    assert failed.message == (
+        "It ended (stale, killed by SIGKILL): no heartbeat in 60 s. No more tries. "
+        "POST /v1/workers/w-1/restart starts it again."
+    )
 
 
 def test_a_deleted_worker_drains_ends_and_is_gone():
@@ -164,9 +171,60 @@ def test_a_delete_wins_over_a_restart_that_was_asked_for_before():
 def test_a_crash_that_may_be_tried_again_waits_and_says_when():
     after, commands = advance(worker(S.READY), ev.Exited(EXIT, ev.RestartAfter(7.6, "attempt 3 of 5 in 300 s")), 1.0)
     assert (after.state, after.standing, commands) == (S.BACKOFF, Standing.COMING, (ev.WaitForBackoff(7.6),))
-    assert after.message == "Restarting in 7.6 s: It ended (crashed, exit code 1). (attempt 3 of 5 in 300 s)"
+    assert after.message == "Restarting in 7.6 s after exit code 1 (attempt 3 of 5 in 300 s)."
     refused, commands = advance(after, ev.RestartRefused("RAM is short", 10.0), 9.0)
     assert (refused.state, commands) == (S.BACKOFF, (ev.WaitForBackoff(10.0),))
+
+
+def test_a_restart_says_what_was_wrong_where_a_signal_of_ours_does_not():
+    stale, _ = advance(worker(S.READY), ev.WentStale(60.0), 1.0)
+    killed = Exit(ExitReason.CRASHED, signal_number=9)
+    after, _ = advance(stale, ev.Exited(killed, ev.RestartAfter(1.0, "attempt 1 of 5 in 300 s")), 1.1)
+    assert after.message == ("Restarting in 1.0 s after it went stale (attempt 1 of 5 in 300 s): no heartbeat in 60 s.")
+
+
+def test_an_open_circuit_leaves_it_failed_and_has_it_ask_again():
+    decision = ev.OpenCircuit(60.0, "Its circuit is open (5 failures in 300 s); the next try is at 12:00:00 UTC.")
+    failed, commands = advance(worker(S.READY), ev.Exited(EXIT, decision), 1.0)
+    assert (failed.state, failed.standing, commands) == (S.FAILED, Standing.OUT, (ev.WaitForBackoff(60.0),))
+    assert failed.message == f"It ended (crashed, exit code 1). {decision.reason}"
+    waiting, commands = advance(failed, ev.RestartRefused("its circuit is open.", 5.0), 61.0)
+    assert (waiting.state, commands) == (S.FAILED, (ev.WaitForBackoff(5.0),))
+    trying, commands = advance(waiting, ev.BackoffEnded(), 66.0)
+    assert (trying.state, trying.incarnation, commands) == (S.STARTING, 2, (ev.Spawn(),))
+
+
+def test_the_kernel_knows_better_than_a_guess_but_not_better_than_the_hive():
+    oom = Exit(ExitReason.OOM, signal_number=9)
+    guessed, _ = advance(worker(S.READY), ev.EngineExited(), 1.0)
+    assert advance(guessed, ev.Exited(oom, GIVE_UP), 1.1)[0].last_exit.reason is ExitReason.OOM
+    stale, _ = advance(worker(S.READY), ev.WentStale(60.0), 1.0)
+    assert advance(stale, ev.Exited(oom, GIVE_UP), 1.1)[0].last_exit.reason is ExitReason.STALE
+
+
+def test_a_worker_is_ready_since_it_became_ready_until_its_next_life():
+    ready, _ = advance(worker(S.LOADING), ev.AnnouncedReady("http://127.0.0.1:8081", 7, 8, 4), 5.0)
+    assert ready.ready_since == 5.0
+    again, _ = advance(ready, ev.AnnouncedReady("http://127.0.0.1:8081", 7, 8, 4), 9.0)
+    draining, _ = advance(again, ev.Condemned(ExitReason.UNHEALTHY, "no answer"), 10.0)
+    assert draining.ready_since == 5.0
+    stopping, _ = advance(draining, ev.DrainEnded(), 11.0)
+    waiting, _ = advance(stopping, ev.Exited(EXIT, ev.RestartAfter(1.0, "attempt 1 of 5 in 300 s")), 12.0)
+    assert waiting.ready_since is None
+
+
+def test_a_worker_taken_over_is_ready_where_it_answers_and_else_expected_to_speak():
+    ready, _ = advance(worker(S.STARTING), ev.Adopted("http://127.0.0.1:8090", 8, 4, serving=True), 1.0)
+    assert (ready.state, ready.url, ready.engine_pid, ready.slots) == (S.READY, "http://127.0.0.1:8090", 8, 4)
+    loading, _ = advance(worker(S.STARTING), ev.Adopted("", None, 0, serving=False), 1.0)
+    assert (loading.state, loading.standing) == (S.LOADING, Standing.COMING)
+    assert "next heartbeat" in loading.message
+
+
+def test_what_it_has_announced_meanwhile_says_more_than_its_row():
+    announced = worker(S.READY, url="http://127.0.0.1:8099")
+    after, _ = advance(announced, ev.Adopted("", None, 0, serving=False), 1.0)
+    assert (after.state, after.url) == (S.READY, "http://127.0.0.1:8099")
 
 
 def test_a_load_that_failed_keeps_the_engines_own_words():

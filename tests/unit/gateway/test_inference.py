@@ -39,13 +39,15 @@ class FakeUpstream:
 class FakePool:
     def __init__(self):
         self.asked: list[FakeUpstream] = []
+        self.addresses = []
 
     def ask(self, address, request, asker, *, fresh=False):
         assert not any(upstream.open for upstream in self.asked), "two workers at once"
         self.asked.append(FakeUpstream(asker))
+        self.addresses.append(address)
         return self.asked[-1]
 
-    def retain(self, addresses): ...
+    def retain(self, ready, known): ...
 
 
 class FakeClient:
@@ -83,14 +85,17 @@ class FakeClient:
 
 
 class Story:
-    def __init__(self, head, *, stream: bool, standing: Standing):
+    def __init__(self, head, *, stream: bool, standing: Standing | None):
+        """*standing* is that of the worker that is there; None: nobody is, since the hive still adopts."""
         self.usages = []
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
         self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self.usages.append, "1")
         self.pool = self.door.pool = FakePool()
         self.client = FakeClient()
-        self.place("w1", standing)
+        self.door.adopting = standing is None
+        if standing is not None:
+            self.place("w1", standing)
         self.request = Inference(self.door, self.client, head, "id-1")
         self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
         self.passed = 0.0
@@ -138,6 +143,9 @@ class Story:
         self.passed += seconds
         self.request.tick(now() + self.passed)
 
+    def step_adopted(self, _):
+        self.door.adopting = False
+
     def step_close(self, _):
         self.door.closing = True
 
@@ -149,7 +157,7 @@ class Story:
 _standings = st.sampled_from(Standing)
 _workers = st.sampled_from(["w1", "w2"])
 _heads = st.tuples(
-    st.sampled_from([200, 200, 400, 503]), st.sampled_from([SSE, JSON]), st.sampled_from([None, 9]), st.booleans()
+    st.sampled_from([200, 200, 400, 401, 503]), st.sampled_from([SSE, JSON]), st.sampled_from([None, 9]), st.booleans()
 )
 _steps = st.one_of(
     st.tuples(st.just("route"), st.tuples(_workers, _standings)),
@@ -158,12 +166,12 @@ _steps = st.one_of(
     st.tuples(st.just("data"), st.booleans()),
     st.tuples(st.just("lost"), st.booleans()),
     st.tuples(st.just("time"), st.sampled_from([0.3, 6.0, 16.0, 41.0, 61.0])),
-    st.tuples(st.sampled_from(["close", "leave"]), st.none()),
+    st.tuples(st.sampled_from(["close", "leave", "adopted"]), st.none()),
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.booleans(), _standings, st.lists(_steps, max_size=10))
+@given(st.booleans(), st.none() | _standings, st.lists(_steps, max_size=10))
 def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     story = Story(HEAD, stream=stream, standing=standing)
     for step in steps:
@@ -247,6 +255,33 @@ def test_time_at_a_worker_is_no_time_in_the_queue():
     assert story.client.refused is None
     story.take(("time", 61.0))
     assert story.client.refused is not None
+
+
+def test_ended_connection_of_a_workers_last_life_is_not_tried_again_at_its_old_address():
+    story = told(Standing.READY)
+    story.routes.publish(Route("w1", "m", standing=Standing.READY, host="h", port=2))
+    story.take(("lost", True))
+    story.take(("time", 0.3))
+    assert story.pool.addresses == [("h", 1), ("h", 2)]
+
+
+def test_who_does_not_take_the_workers_key_is_not_the_worker_and_another_one_is_asked():
+    story = told(Standing.READY, ("route", ("w2", Standing.READY)), ("head", (401, JSON, 9, True)))
+    assert story.worker() is not None
+    assert story.request._account.worker_id == "w2"
+    assert story.routes.in_flight("w1") == 0
+
+
+def test_what_is_relayed_is_activity_and_what_is_not_is_none():
+    loading = told(Standing.READY, ("head", (503, JSON, 9, True)))
+    assert loading.routes.routes["w1"].activity.relayed_bytes == 0
+    story = told(Standing.READY, ("head", (200, SSE, None, False)))
+    activity = story.routes.routes["w1"].activity
+    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + b"x")
+    story.place("w1", Standing.OUT)
+    story.take(("data", False))
+    assert story.routes.routes["w1"].activity is activity
+    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + b"xy")
 
 
 def test_hive_that_stops_lets_no_lost_request_wait_again():

@@ -23,16 +23,15 @@ from rbee.core.errors import (
     WorkerNotFound,
 )
 from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import ProcessIdentity, StoredWorker
 from rbee.core.routing import Standing
-from rbee.core.worker import TRANSITIONS, WorkerSpec, WorkerState
+from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
 from rbee.hive.pool import PoolOptions
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
-SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic")
+SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic", restart=Restart.NEVER)
 ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
 
 
@@ -40,6 +39,7 @@ ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
 async def running(hive: FakeHive) -> AsyncIterator[FakeHive]:
     async with anyio.create_task_group() as tasks:
         await tasks.start(hive.pool.run)
+        await hive.pool.wait_adopted()
         yield hive
         tasks.cancel_scope.cancel()
 
@@ -327,7 +327,7 @@ class TestExternal:
 
     async def test_only_an_admin_may_register_one(self):
         async with running(FakeHive()) as hive:
-            with pytest.raises(OlderIncarnation, match="ended"):
+            with pytest.raises(OlderIncarnation, match="carries the mark"):
                 await hive.pool.announce(hive.speaker("w-unknown"), announcement("w-unknown"))
             with pytest.raises(Forbidden):
                 await hive.pool.announce(auth.Principal(auth.Role.CLIENT), announcement("by-hand"))
@@ -486,16 +486,6 @@ async def test_a_kill_that_did_not_end_it_is_sent_again(monkeypatch):
         await until_gone(hive, record)
 
 
-async def test_what_an_earlier_hive_left_is_ended_and_forgotten():
-    left = StoredWorker(replace(SPEC, worker_id="w-old"), 3, ProcessIdentity(77, 1, "boot"))
-    never_forked = StoredWorker(replace(SPEC, worker_id="w-early"), 1)
-    async with running(FakeHive(store=FakeStore([left, never_forked]))) as hive:
-        await hive.pool.end_leftovers(await hive.store.load())
-        assert hive.node.ended_leftovers == [left.identity]
-        assert sorted(hive.node.swept) == [("w-early", 1), ("w-old", 3)]
-        assert hive.store.rows == {}
-
-
 async def test_an_engine_that_ends_while_it_loads_is_its_keepers_business():
     """The keeper may have lost its port to somebody else, and starts another engine on the next one."""
     async with running(FakeHive()) as hive:
@@ -522,3 +512,14 @@ async def test_a_hive_that_ends_while_it_forks_has_written_down_what_it_forked()
         await settled()
     (row,) = hive.store.rows.values()
     assert row.identity == hive.node.processes[0].identity
+
+
+async def test_requests_wait_for_a_worker_that_is_restarted_and_not_for_one_that_is_deleted():
+    async with running(FakeHive()) as hive:
+        restarted, deleted = await ready_worker(hive), await ready_worker(hive)
+        hive.routes.acquire(restarted.worker_id)
+        hive.routes.acquire(deleted.worker_id)
+        hive.pool.restart(restarted.worker_id)
+        hive.pool.delete(deleted.worker_id)
+        assert hive.routes.routes[restarted.worker_id].standing is Standing.COMING
+        assert hive.routes.routes[deleted.worker_id].standing is Standing.OUT

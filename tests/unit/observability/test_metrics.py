@@ -35,6 +35,8 @@ class Scene:
                 in_flight=lambda: {"synthetic:x": 2},
                 illegal_events=lambda: 1,
                 machine=lambda: MachineReading(1, 2, 3, 4),
+                circuit_activations=lambda: 5,
+                open_circuits=lambda: {"synthetic:x": 1},
             )
         )
 
@@ -60,6 +62,10 @@ class Scene:
 
 
 FAMILIES = {
+    "rbee_hive_shutdown_duration_seconds",
+    "rbee_hive_circuit_open",
+    "rbee_hive_circuit_breaker_activations",
+    "rbee_hive_worker_restart_failures",
     "rbee_hive_build_info",
     "rbee_hive_workers_total",
     "rbee_hive_workers_failed_health_checks",

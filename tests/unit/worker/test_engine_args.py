@@ -15,7 +15,10 @@ GOOD = {
         "--no-mmap --mlock",
         "--cache-type-v q8_0 --flash-attn auto",
     ],
-    "synthetic": ["--load-seconds 0 --first-token-seconds 0.01 --tokens-per-second 1e6 --hold-bytes 0 --crash-after 2"],
+    "synthetic": [
+        "--load-seconds 0 --first-token-seconds 0.01 --tokens-per-second 1e6 --hold-bytes 0 --crash-after 2",
+        "--stall-load --hang-after 0 --fork-holder session",
+    ],
     "command": [""],
 }
 
@@ -56,6 +59,8 @@ def test_values_come_back_in_their_types() -> None:
         ("synthetic", ["--load-seconds", "nan"], "a number of at least 0"),
         ("synthetic", ["--load-seconds", "-1"], "a number of at least 0"),
         ("synthetic", ["--fail-load", ""], "a message"),
+        ("synthetic", ["--fork-holder", "thread"], "--fork-holder must be one of group, session"),
+        ("synthetic", ["--hang-after", "-1"], "--hang-after must be a whole number from 0"),
         ("command", ["--port", "1"], "takes no arguments in a request"),
     ],
 )

@@ -87,6 +87,10 @@ def test_the_synthetic_engine_needs_no_model() -> None:
         (["--engine", "command"], {"RBEE_ENGINE_COMMAND": "[1]"}, "RBEE_ENGINE_COMMAND"),
         (["--engine", "command"], {"RBEE_ENGINE_COMMAND": "[]"}, "RBEE_ENGINE_COMMAND"),
         ([], {"RBEE_ENGINE_HEALTH_PATH": "ping"}, "RBEE_ENGINE_HEALTH_PATH"),
+        *[
+            ([], {"RBEE_WORKER_SPEC": text}, "RBEE_WORKER_SPEC must be a JSON object of at most 65536 bytes")
+            for text in ("{", "[]", '"text"', '{"x": NaN}', '{"x":' * 20_000, '{"x": "' + "x" * 65_528 + '"}')
+        ],
     ],
 )
 def test_a_bad_value_gets_one_line_and_exit_code_2(
@@ -105,3 +109,13 @@ def test_drain_timeout_zero_and_long_times_are_taken() -> None:
     arguments: list[Any] = [*GIVEN, "--drain-timeout", "0", "--orphan-timeout", "86400"]
     found = options.read(arguments, {})
     assert (found.drain_timeout, found.orphan_timeout) == (0.0, 86400.0)
+
+
+def test_the_hives_description_is_taken_as_it_is() -> None:
+    assert options.read(GIVEN, {}).spec is None
+    assert options.read(GIVEN, {"RBEE_WORKER_SPEC": ""}).spec is None
+    assert options.read(GIVEN, {"RBEE_WORKER_SPEC": '{"a": [1, null], "b": {"c": "\u00e9"}}'}).spec == {
+        "a": [1, None],
+        "b": {"c": "\u00e9"},
+    }
+    assert options.read(GIVEN, {"RBEE_WORKER_SPEC": '{"x": "' + "x" * 65_527 + '"}'}).spec is not None

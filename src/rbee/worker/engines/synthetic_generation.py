@@ -1,6 +1,7 @@
 """What the synthetic engine generates, and its slots: so many at once, the others wait in order."""
 
 import json
+import sys
 import time
 from collections import deque
 from functools import partial
@@ -31,6 +32,7 @@ class Generation:
         self.connection = connection
         self.chat = chat
         self.model = body["model"] if isinstance(body.get("model"), str) and body["model"] else own_name
+        self.own_name = own_name
         self.stream = body.get("stream") is True
         options = body.get("stream_options")
         self.include_usage = isinstance(options, dict) and options.get("include_usage") is True
@@ -68,7 +70,9 @@ class Generation:
     def _common(self, chunk: bool) -> dict[str, Any]:
         kind = "text_completion" if not self.chat else "chat.completion.chunk" if chunk else "chat.completion"
         name = f"synthetic-{id(self):x}"
-        return {"id": name, "object": kind, "created": self.created, "model": self.model}
+        common = {"id": name, "object": kind, "created": self.created, "model": self.model}
+        # ``model`` repeats what was asked for; this says who answered.
+        return {**common, "system_fingerprint": self.own_name}
 
     def _counts(self) -> dict[str, Any]:
         prompt_seconds = max(self.first_at - self.started, 1e-6)
@@ -92,7 +96,9 @@ class Generation:
 
 
 class Slots:
-    def __init__(self, loop: Loop, count: int, pace: Pace) -> None:
+    """With *hang_after* tokens made in all, the loop that makes them stops for ever: nothing here moves any more."""
+
+    def __init__(self, loop: Loop, count: int, pace: Pace, hang_after: int | None = None) -> None:
         self._loop = loop
         self._pace = pace
         self._slots: list[Generation | None] = [None] * count
@@ -100,9 +106,15 @@ class Slots:
         self._requests_total = 0
         self._prompt_tokens_total = 0
         self._generated_tokens_total = 0
+        self._hang_after = sys.maxsize if hang_after is None else hang_after
+
+    @property
+    def _hangs(self) -> bool:
+        return self._generated_tokens_total >= self._hang_after
 
     def submit(self, generation: Generation) -> None:
-        self._requests_total += 1
+        if not self._hangs:
+            self._requests_total += 1
         generation.connection.on_gone = partial(self._abandon, generation)
         self._waiting.append(generation)
         self._start_waiting()
@@ -116,6 +128,8 @@ class Slots:
             generation.timer = self._loop.at(first_at, partial(self._first, generation))
 
     def _first(self, generation: Generation) -> None:
+        if self._hangs:
+            return
         generation.first_at = time.monotonic()
         self._prompt_tokens_total += generation.prompt_tokens
         if generation.stream:
@@ -131,6 +145,7 @@ class Slots:
         rate = self._pace.tokens_per_second
         due = int((time.monotonic() - generation.first_at) * rate) + 1
         many = min(due, generation.max_tokens, generation.made + _TOKENS_A_TURN) - generation.made
+        many = min(many, self._hang_after - self._generated_tokens_total)
         lags = generation.connection.backlog > _BACKLOG_BYTES
         if lags:
             many = 0
@@ -141,6 +156,8 @@ class Slots:
             self._generated_tokens_total += 1
         if generation.made >= generation.max_tokens:
             self._finish(generation)
+            return
+        if self._hangs:
             return
         next_at = time.monotonic() + 0.01 if lags else generation.first_at + generation.made / rate
         generation.timer = self._loop.at(next_at, partial(self._turn, generation))
@@ -161,6 +178,8 @@ class Slots:
         self._start_waiting()
 
     def _abandon(self, generation: Generation) -> None:
+        if self._hangs:
+            return  # the loop that would free the slot is the one that stopped
         if generation.timer is not None:
             generation.timer.cancel()
         if generation in self._slots:

@@ -1,10 +1,12 @@
 """The synthetic engine's process: OpenAI's shapes at a given pace, with llama.cpp's /health, /slots and /metrics.
 
-Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY.
+Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY. Faults on request: --fail-load, --stall-load
+(never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that keeps the port open).
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any, Final
@@ -24,12 +26,14 @@ class SyntheticServer:
         self._key = key
         self._names = config["names"]
         self._ctx_size = config["ctx_size"]
-        self._slots = Slots(loop, config["slots"], pace)
+        self._slots = Slots(loop, config["slots"], pace, args.get("--hang-after"))
         self._args = args
         self._held = b""
         self._loaded = False
 
     def start_loading(self) -> None:
+        if "--stall-load" in self._args:
+            return
         self._loop.at(time.monotonic() + self._args.get("--load-seconds", 0.1), self._finish_loading)
 
     def _finish_loading(self) -> None:
@@ -107,6 +111,19 @@ def _embeddings(body: dict[str, Any], own_name: str) -> dict[str, Any]:
     return {"object": "list", "model": body.get("model") or own_name, "data": data, "usage": usage}
 
 
+def fork_holder(mode: str) -> None:
+    """Fork a child that inherits the listening socket and holds it for ever; mode ``session``: in one of its own.
+
+    No parent-death signal reaches it: the kernel clears that in a child.
+    """
+    if os.fork() != 0:
+        return
+    if mode == "session":
+        os.setsid()
+    while True:
+        signal.pause()
+
+
 def main() -> None:
     config = json.loads(os.environ["RBEE_ENGINE_CONFIG"])
     loop = Loop()
@@ -115,6 +132,8 @@ def main() -> None:
         listen(loop, config["host"], config["port"], server.handle)
     except OSError as error:
         sys.exit(f"error: couldn't bind {config['host']}:{config['port']}: {error.strerror}")
+    if "--fork-holder" in config["args"]:
+        fork_holder(config["args"]["--fork-holder"])
     server.start_loading()
     loop.run()
 

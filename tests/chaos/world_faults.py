@@ -1,0 +1,101 @@
+"""Faults of what is round the hive: its disk is full, its wall clock jumps."""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.chaos.catalog import fault
+from tests.chaos.stage import HEARTBEAT, Stage, Violated
+from tests.hives import is_alive, wait_for
+
+HOUR = 3600
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """The file system of *folder* without a byte left, as long as this holds."""
+    ballast = folder / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            for block in (bytes(65536), bytes(512), b"\0"):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(block)
+        if not _is_full(folder):
+            raise Violated(f"{folder} could not be filled")
+        yield
+    finally:
+        ballast.unlink()
+
+
+def _is_full(folder: Path) -> bool:
+    probe = folder / "probe"
+    try:
+        probe.write_bytes(bytes(65536))
+    except OSError as error:
+        return error.errno == errno.ENOSPC
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
+
+
+@fault("disk full for logs and database", weight=2, needs=("small disk",))
+def fill_disk(stage: Stage) -> None:
+    """A disk without room stops neither the hive nor those that serve, and what ended meanwhile comes back."""
+    old = stage.victim()
+    others = [worker_id for worker_id in stage.residents if worker_id != old["worker_id"]]
+    before = {worker_id: stage.hive.worker(worker_id)["pid"] for worker_id in others}
+    with filled(stage.hive.state_dir):
+        stage.injected()
+        os.kill(old["pid"], signal.SIGKILL)
+        wait_for(lambda: not is_alive(old["engine_pid"]), "the engine of the killed keeper is gone")
+        refused = stage.hive.post("/v1/workers/spawn", {"model_ref": f"synthetic:{stage.new_name()}"})
+        if refused.status == 200:
+            stage.dismiss(refused.json["worker_id"], force=True)
+        elif "error" not in refused.json:
+            raise Violated(f"on a full disk a spawn was answered with {refused.status}: {refused.body!r}")
+        if stage.hive.get("/livez").status != 200:
+            raise Violated("the hive does not live on a full disk")
+    if now := {w: stage.hive.worker(w)["pid"] for w in others if stage.hive.worker(w)["pid"] != before[w]}:
+        raise Violated(f"a full disk ended workers that nobody killed: {before} became {now}")
+    if stage.hive.worker(old["worker_id"])["state"] == "failed":
+        stage.hive.post(f"/v1/workers/{old['worker_id']}/restart", {})
+    stage.wait_replaced(old)
+
+
+@fault("wall clock jumps an hour ahead", weight=1, needs=("wall clock",))
+def clock_ahead(stage: Stage) -> None:
+    """No deadline hangs on the wall clock, which may jump ahead."""
+    _jump(stage, HOUR)
+
+
+@fault("wall clock jumps an hour back", weight=1, needs=("wall clock",))
+def clock_back(stage: Stage) -> None:
+    """No deadline hangs on the wall clock, which may jump back."""
+    _jump(stage, -HOUR)
+
+
+def _jump(stage: Stage, seconds: int) -> None:
+    assert stage.clock is not None
+    before = stage.identities()
+    mark = len(stage.story.steps)
+    stage.injected()
+    stage.clock.move_to(seconds)
+    try:
+        moment = time.monotonic()
+        for worker_id in stage.residents:
+            stage.wait_beat_after({"worker_id": worker_id}, moment + HEARTBEAT)
+        stage.same_residents(before)
+        # A worker that is killed while the clock is wrong comes back as fast as any other.
+        old = stage.victim()
+        os.kill(old["pid"], signal.SIGKILL)
+        stage.wait_replaced(old)
+        told = {step.worker_id for step in stage.story.steps[mark:] if step.event == "WentStale"}
+        if told:
+            raise Violated(f"a jump of the wall clock made workers stale: {told}")
+    finally:
+        stage.clock.move_to(0)
