@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 CLIENT_TIMEOUT = 60.0
 """Seconds of silence after which a client calls a request stuck."""
+CLIENT_REST = 0.25
+"""Seconds before a client that got no answer asks the next thing."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Exchange:
 class Traffic:
     """*count* threads that ask the *models* one thing after the other, until they are told to pause or to end."""
 
-    def __init__(self, host: str, port: int, seed: int, count: int = 3) -> None:
+    def __init__(self, host: str, port: int, seed: int, count: int = 6) -> None:
         self._address = (host, port)
         self._models: Sequence[str] = ()
         self._turn = threading.Condition()
@@ -198,9 +200,8 @@ class Traffic:
             with self._turn:
                 self._busy -= 1
                 self._turn.notify_all()
-                if outcome.kind == "cut":
-                    # Nobody listens: no use in asking a thousand times a second.
-                    self._turn.wait_for(lambda: self._ended, 0.05)
+                if outcome.kind in ("cut", "refused"):
+                    self._turn.wait_for(lambda: self._ended, CLIENT_REST)
 
 
 class Asking:
@@ -229,4 +230,4 @@ class Asking:
 def _any_wish(model: str, rng: random.Random) -> Wish:
     stream = rng.random() < 0.6
     leaves_after = rng.randint(1, 10) if stream and rng.random() < 0.1 else None
-    return Wish(model, stream, rng.randint(4, 80), leaves_after)
+    return Wish(model, stream, rng.randint(4, 120), leaves_after)

@@ -168,7 +168,7 @@ def damage_database(stage: Stage) -> None:
         for worker_id in stage.residents:
             stage.wait_serving(worker_id)
     stage.same_residents(before)
-    kept = [path.name for path in stage.hive.state_dir.iterdir() if path.name.startswith("rbee.db.")]
+    kept = [path.name for path in stage.hive.state_dir.iterdir() if "unreadable" in path.name]
     if not kept:
         raise Violated("the damaged database was not kept aside")
 

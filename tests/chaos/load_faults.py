@@ -61,8 +61,8 @@ def never_ready(stage: Stage) -> None:
     worker_id, model = stage.spawn_odd(never_ready=True)
     old = _wait_engine_loads(stage, worker_id)
     stage.injected()
-    stage.mend(model)
     reason = _exit_reason(stage, worker_id, mark)
+    stage.mend(model)
     if reason != "load_timeout":
         raise Violated(f"a load without progress was ended as {reason}")
     stage.wait_replaced(old)

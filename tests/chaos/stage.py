@@ -27,6 +27,7 @@ SETTINGS = {
     "heartbeat.interval": f"{HEARTBEAT}s",
     "heartbeat.stale_after": f"{STALE_AFTER}s",
     "monitor.interval": "1s",
+    "monitor.memory_interval": "0.5s",
     "monitor.health_timeout": "2s",
     "monitor.hang_timeout": f"{HANG_TIMEOUT}s",
     "lifecycle.load_timeout": f"{LOAD_TIMEOUT}s",

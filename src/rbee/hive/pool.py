@@ -327,6 +327,8 @@ class Pool:
 
     async def _launch(self, record: Record) -> Launch:
         spec, options = record.worker.spec, self._options
+        # One that was taken over and has never said where it serves.
+        record.port = record.port or self._free_port()
         return Launch(
             spec=spec,
             incarnation=record.worker.incarnation,

@@ -167,10 +167,10 @@ class Keeper:
             **device_variables(self._options.backend, self._options.device, self._environ),
             "RBEE_WORKER_INCARNATION": incarnation_mark(self._options),
             KEEPER_MARK: self._mark,
-            # setproctitle (vLLM names its processes by it) would write over the marks.
-            "SPT_NOENV": "1",
             # What Python could not write to a full disk it would try again at its end, and then exit with 120.
             "PYTHONUNBUFFERED": "1",
+            # setproctitle (vLLM names its processes by it) would write over the marks.
+            "SPT_NOENV": "1",
             **launch.environment,
         }
         self._phase = "loading"

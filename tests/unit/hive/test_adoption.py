@@ -167,6 +167,14 @@ async def test_what_ended_while_no_hive_ran_is_restarted_by_its_policy_and_says_
         assert hive.node.launches[0].incarnation == 4
 
 
+async def test_one_that_died_before_it_said_where_it_serves_gets_a_port_for_its_next_life():
+    hive = hive_with(replace(ROW, url=""))
+    async with running(hive):
+        await anyio.sleep(1.5)
+        assert hive.node.launches[0].port in hive.options.ports
+        assert hive.registry.get("w-old").port == hive.node.launches[0].port
+
+
 async def test_what_ended_and_shall_not_be_restarted_is_listed_as_failed():
     hive = hive_with(replace(ROW, spec=replace(ROW.spec, restart=Restart.NEVER)))
     async with running(hive):

@@ -184,9 +184,9 @@ class Slots:
             generation.timer.cancel()
         if generation in self._slots:
             self._slots[self._slots.index(generation)] = None
-        else:
+        elif generation in self._waiting:
             self._waiting.remove(generation)
-        self._start_waiting()
+        self._start_waiting()  # in neither: the client went away while its answer was written
 
     def page(self, ctx_size: int) -> list[dict[str, Any]]:
         return [{"id": i, "n_ctx": ctx_size, "is_processing": g is not None} for i, g in enumerate(self._slots)]
