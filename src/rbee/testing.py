@@ -61,7 +61,6 @@ class FakeNode:
         self.others: dict[int, FakeProcess] = {}
         self.swept: list[tuple[str, int]] = []
         self.forgotten: list[str] = []
-        self.ended_leftovers: list[ProcessIdentity] = []
         self.living: dict[ProcessIdentity, FakeProcess] = {}
         self.marked: dict[tuple[str, int], FakeProcess] = {}
         self.last_words: dict[tuple[str, int], Exit] = {}
@@ -91,10 +90,6 @@ class FakeNode:
         """A process that is not the hive's child: an engine, or a worker started by hand."""
         self.others[pid] = FakeProcess(ProcessIdentity(pid, 1, "boot"))
         return self.others[pid]
-
-    async def end_leftover(self, identity: ProcessIdentity, grace: float) -> bool:
-        self.ended_leftovers.append(identity)
-        return True
 
     def add_living(self, identity: ProcessIdentity) -> FakeProcess:
         """A process that an earlier hive started, and that still runs."""

@@ -38,10 +38,6 @@ class Node(Protocol):
         """A process of the same user that is not our child; None when there is none."""
         ...
 
-    async def end_leftover(self, identity: ProcessIdentity, grace: float) -> bool:
-        """End a process of an earlier hive, group and all; False when it was gone already."""
-        ...
-
     async def adopt(self, row: StoredWorker) -> Process | None:
         """The living process of a worker that an earlier hive started; None when it is gone.
 

@@ -160,9 +160,6 @@ class LocalNode:
     def watch(self, pid: int) -> processes.WatchedProcess | None:
         return processes.watch(pid)
 
-    async def end_leftover(self, identity: ProcessIdentity, grace: float) -> bool:
-        return await processes.end_identified(identity, grace)
-
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         kept = self._kept.pop(marks.mark_of(worker_id, incarnation), None)
         if kept is None:

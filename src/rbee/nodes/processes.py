@@ -147,13 +147,6 @@ class WatchedProcess:
     def identity(self) -> ProcessIdentity:
         return self._identity
 
-    async def wait_ended(self) -> None:
-        """Like ``wait``, but it stays held, and the reaping is left to whoever comes after."""
-        await self._handle.wait()
-
-    def close(self) -> None:
-        self._handle.close()
-
     async def wait(self) -> Exit:
         try:
             await self._handle.wait()
@@ -212,24 +205,6 @@ def _wait_elsewhere(pid: int) -> None:
         psutil.Process(pid).wait()
     except psutil.Error:
         return
-
-
-async def end_identified(identity: ProcessIdentity, grace: float) -> bool:
-    """SIGTERM, *grace* seconds, SIGKILL to the group. False when that process was gone already."""
-    process = watch(identity.pid)
-    if process is None:
-        return False
-    if process.identity != identity:
-        process.close()
-        return False
-    process.terminate()
-    with anyio.move_on_after(grace) as patience:
-        await process.wait_ended()
-    if patience.cancelled_caught:
-        process.kill()
-        await process.wait_ended()
-    process.close()
-    return True
 
 
 def port_is_free(host: str, port: int) -> bool:

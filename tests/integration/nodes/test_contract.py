@@ -1,6 +1,5 @@
 """What the hive relies on, shown by the real node and probe and by the fakes that its tests use instead."""
 
-import os
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -108,7 +107,3 @@ class TestProbe:
         with anyio.move_on_after(0.05) as patience:
             await probe.get(silent, "/health", "its-key")
         assert patience.cancelled_caught
-
-
-def test_this_user_is_who_the_kernel_says():
-    assert processes.same_user(os.getpid())

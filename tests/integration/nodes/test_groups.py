@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rbee.nodes import cgroups, processes
+from rbee.nodes import cgroups
 from rbee.nodes.cgroups import WorkerGroups
 from rbee.nodes.local import LocalNode
 from tests.hives import wait_for
@@ -140,4 +140,3 @@ def test_a_worker_runs_without_a_group_where_none_can_be_made(tmp_path):
     groups = WorkerGroups(tmp_path / "not" / "there")
     assert groups.join("w-1", 1, os.getpid()) is None
     assert groups.find("w-1", 1) is None
-    assert processes.start_time(os.getpid()) is not None

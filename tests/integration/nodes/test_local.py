@@ -23,16 +23,6 @@ pytestmark = pytest.mark.anyio
 SPEC = WorkerSpec("w-1", "synthetic:x", engine="synthetic", engine_args=("--load-seconds", "5"), alias="chat")
 LAUNCH = Launch(SPEC, 3, 8081, 9000, "", token="a-secret-token", callback_url="unix:/nowhere/control.sock")
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
-DEAF = [
-    sys.executable,
-    "-c",
-    "import signal,sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nsignal.pause()",
-]
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
 
 
 @pytest.fixture
@@ -58,13 +48,10 @@ def test_a_zombie_is_no_process():
     child.wait()
 
 
-async def test_an_earlier_process_with_the_same_pid_is_no_leftover(sleeper):
+def test_an_earlier_process_with_the_same_pid_is_not_held(sleeper):
     real = processes.identify(sleeper.pid)
     for changes in ({"start_time": real.start_time - 1}, {"boot_id": "another boot"}):
-        assert not await processes.end_identified(replace(real, **changes), 0.05)
-    # A signal that was sent takes a moment to end a process, so its absence takes one to be seen.
-    with pytest.raises(subprocess.TimeoutExpired):
-        sleeper.wait(0.5)
+        assert processes.hold(replace(real, **changes)) is None
 
 
 async def test_the_end_of_a_process_is_seen_with_its_status(sleeper):
@@ -95,23 +82,6 @@ async def test_a_process_can_be_killed_when_no_descriptor_is_left(sleeper):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert (await watched.wait()).signal_number == signal.SIGKILL
-
-
-@pytest.fixture
-def deaf():
-    child = subprocess.Popen(DEAF, start_new_session=True, stdout=subprocess.PIPE)
-    child.stdout.readline()
-    yield child
-    child.kill()
-    child.wait()
-    child.stdout.close()
-
-
-async def test_a_deaf_leftover_is_killed_after_its_grace(deaf):
-    identity = processes.identify(deaf.pid)
-    assert await processes.end_identified(identity, 0.05)
-    assert deaf.wait() == -signal.SIGKILL
-    assert not await processes.end_identified(identity, 0.05)
 
 
 async def test_a_worker_that_cannot_reach_its_hive_is_a_process_that_can_be_ended(tmp_path):
