@@ -169,6 +169,8 @@ class Keeper:
             KEEPER_MARK: self._mark,
             # What Python could not write to a full disk it would try again at its end, and then exit with 120.
             "PYTHONUNBUFFERED": "1",
+            # setproctitle (vLLM names its processes by it) would write over the marks.
+            "SPT_NOENV": "1",
             **launch.environment,
         }
         self._phase = "loading"

@@ -50,7 +50,7 @@ class EngineProcess:
         lease = "-" if self._lease is None else str(self._lease[0])
         if self._lease is not None:
             os.set_inheritable(self._lease[0], True)
-        command = [sys.executable, "-I", "-S", "-u", _LAUNCHER, str(os.getpid()), lease, "--", *argv]
+        command = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), lease, "--", *argv]
         self.pid = os.posix_spawn(
             sys.executable,
             command,

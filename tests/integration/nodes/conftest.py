@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import uuid
 
 import pytest
@@ -41,7 +40,7 @@ def start_sleeper():
     children = []
 
     def start(environ):
-        children.append(subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"], env=environ))
+        children.append(subprocess.Popen(["/bin/sleep", "600"], env=environ))
         return children[-1]
 
     yield start
