@@ -161,8 +161,9 @@ def damage_database(stage: Stage) -> None:
     before = stage.identities()
     with stage.hive_gap():
         stage.kill_hive()
-        database = stage.hive.state_dir / "rbee.db"
-        database.write_bytes(b"this was a database" * 500)
+        # The log beside it alone would bring all of it back.
+        for name in ("rbee.db", "rbee.db-wal"):
+            (stage.hive.state_dir / name).write_bytes(b"this was a database" * 500)
         stage.injected()
         stage.start_hive()
         for worker_id in stage.residents:

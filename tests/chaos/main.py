@@ -132,14 +132,18 @@ class Run:
 
 
 def chosen(only: str | None, available: set[str]) -> list[Fault]:
-    """The faults to use: those whose names begin with one of the comma-separated *only*, as far as they can be."""
-    wanted = [name.strip() for name in only.split(",")] if only else [""]
-    found = [fault for fault in FAULTS.values() if any(fault.name.startswith(name) for name in wanted)]
+    """The faults to use: those of the semicolon-separated *only*, each a name or its beginning, as far as they can be."""
+    wanted = [name.strip() for name in only.split(";")] if only else [""]
+    found = [fault for fault in FAULTS.values() if any(_is_meant(fault, name) for name in wanted)]
     usable = [fault for fault in found if fault.needs <= available]
     for fault in found:
         if fault not in usable:
             print(f"Left out: {fault.name} (needs {', '.join(fault.needs - available)})")
     return usable
+
+
+def _is_meant(fault: Fault, name: str) -> bool:
+    return fault.name == name if name in FAULTS else fault.name.startswith(name)
 
 
 def _available(compiler: str | None, folder: Path) -> set[str]:
@@ -156,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.chaos.main", description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=300, metavar="N")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--only", metavar="NAME,...", help="faults whose names begin so")
+    parser.add_argument("--only", metavar="NAME;...", help="faults whose names begin so")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true", help="print the faults and what each attacks")
     options = parser.parse_args()

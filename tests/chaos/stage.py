@@ -32,7 +32,7 @@ SETTINGS = {
     "monitor.hang_timeout": f"{HANG_TIMEOUT}s",
     "lifecycle.load_timeout": f"{LOAD_TIMEOUT}s",
     "lifecycle.load_limit": "60s",
-    "lifecycle.drain_timeout": "5s",
+    "lifecycle.drain_timeout": "2s",
     "lifecycle.term_grace": "3s",
     "lifecycle.shutdown_timeout": "12s",
     "lifecycle.orphan_timeout": "60s",
