@@ -300,7 +300,7 @@ class Supervisor:
         """Take over what an earlier hive has started, or treat it as ended."""
         node, worker_id, incarnation = self._around.node, self.record.worker_id, row.incarnation
         with anyio.CancelScope(shield=True):
-            process = await node.adopt(row)
+            process = await self._find(row)
         if process is None:
             exit_ = await node.last_word(worker_id, incarnation)
             if not exit_.message:
@@ -313,6 +313,14 @@ class Supervisor:
         self._soon(self._judge, row)
         await self._save_row()
         await self._wait_for_end(process, incarnation)
+
+    async def _find(self, row: StoredWorker) -> Process | None:
+        try:
+            return await self._around.node.adopt(row)
+        except OSError as error:
+            # What cannot be held cannot be supervised: it is swept up like one that has ended.
+            log.error("worker_not_adopted", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+            return None
 
     async def _judge(self, row: StoredWorker) -> None:
         """Whether the process that was found is the worker: it answers to its key, or it speaks for itself."""

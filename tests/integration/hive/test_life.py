@@ -84,8 +84,9 @@ def test_after_a_death_the_other_worker_of_the_model_answers(hive):
 def test_a_killed_worker_is_out_of_routing_within_50_ms(hive):
     """By the journal's own time; the median of nine, so that one late wake-up of this machine means nothing."""
     delays = []
-    for part in ("pid", "engine_pid", "pid") * 3:
-        worker = hive.ready(restart="never")
+    for number, part in enumerate(("pid", "engine_pid", "pid") * 3):
+        # A model each: five failures of one would open its circuit.
+        worker = hive.ready(f"synthetic:{number}", restart="never")
         killed = datetime.now(UTC)
         os.kill(worker[part], signal.SIGKILL)
         hive.wait_state(worker["worker_id"], "failed")
