@@ -20,7 +20,8 @@ MEMBER = Path(__file__).with_name("member.py")
 
 @dataclass
 class Member:
-    """``bare``: it gets no environment, so no mark. ``leaves``: it ends once it has told."""
+    """``bare``: it gets no environment, so no mark. ``leaves``: it ends once it has told. ``names_itself``: those below
+    carry the keeper's own mark. Once it is gone any hive that starts on this machine may end them."""
 
     name: str
     setsid: bool = False
@@ -28,6 +29,7 @@ class Member:
     listens: bool = False
     leaves: bool = False
     subreaper: bool = False
+    names_itself: bool = False
     hold_bytes: int = 0
     children: list["Member"] = field(default_factory=list)
 

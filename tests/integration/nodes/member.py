@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
-INCARNATION = "RBEE_WORKER_INCARNATION"
 KEEPER = "RBEE_KEEPER"
 
 
@@ -21,7 +20,7 @@ def main(me: dict[str, Any]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.read(0, 1)
     environ = dict(os.environ)
-    if INCARNATION in environ and KEEPER not in environ:
+    if me["names_itself"]:
         environ[KEEPER] = f"{os.getpid()}:{started(os.getpid())}"
     for child in me["children"]:
         subprocess.Popen(

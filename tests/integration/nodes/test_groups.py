@@ -85,7 +85,7 @@ async def test_the_next_hive_ends_what_no_keeper_holds_together_and_removes_the_
     with started_in(groups, worker_id) as left, family(f"{worker_id}:8", HIDDEN) as living:
         groups.join(worker_id, 8, living["keeper"].pid)
         left.kill_keeper()
-        assert await node.sweep_orphans() >= 2
+        assert await node.sweep_orphans() >= 1
         assert not left.alive("helper")
         assert all(living.alive(name) for name in living.members)
         assert sorted(path.name for path in groups.parent.iterdir() if path.is_dir()) == [
