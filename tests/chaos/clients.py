@@ -145,6 +145,8 @@ class Traffic:
         self._going = False
         self._ended = False
         self._busy = 0
+        self._count = count
+        self._tokens_read = 0
         self._outcomes: list[Outcome] = []
         self._threads = [
             threading.Thread(target=self._live, args=(random.Random(f"{seed}/{number}"),), daemon=True)
@@ -157,6 +159,7 @@ class Traffic:
         with self._turn:
             self._models = models
             self._going = True
+            self._tokens_read = 0
             self._turn.notify_all()
 
     def pause(self) -> None:
@@ -164,6 +167,12 @@ class Traffic:
         with self._turn:
             self._going = False
             self._turn.wait_for(lambda: self._busy == 0, CLIENT_TIMEOUT * 3)
+
+    def wait_flowing(self) -> None:
+        """Until as many tokens of streams as there are clients have come since the last ``resume``."""
+        with self._turn:
+            flows = self._turn.wait_for(lambda: self._tokens_read >= self._count, CLIENT_TIMEOUT)
+        assert flows, "no stream of any client makes progress"
 
     def end(self) -> None:
         with self._turn:
@@ -196,12 +205,18 @@ class Traffic:
                     return
                 self._busy += 1
                 model = rng.choice(self._models)
-            outcome = self.ask(_any_wish(model, rng))
+            outcome = self.ask(_any_wish(model, rng), self._note_token)
             with self._turn:
                 self._busy -= 1
                 self._turn.notify_all()
                 if outcome.kind in ("cut", "refused"):
                     self._turn.wait_for(lambda: self._ended, CLIENT_REST)
+
+    def _note_token(self, _: int) -> None:
+        with self._turn:
+            self._tokens_read += 1
+            if self._tokens_read == self._count:
+                self._turn.notify_all()
 
 
 class Asking:

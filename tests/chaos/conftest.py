@@ -56,7 +56,7 @@ def survives(stages: Stages) -> Callable[[str], Settled]:
         stage = stages.get()
         fine = False
         try:
-            stage.injected()
+            stage.wait_busy()
             FAULTS[name].inject(stage)
             settled = stage.settle()
             assert settled.violations == []

@@ -94,9 +94,9 @@ class Run:
     def _inject(self, stage: Stage, fault: Fault) -> list[str]:
         row = self.rows[fault.name]
         row.injected += 1
-        stage.injected()
         began = time.monotonic()
         try:
+            stage.wait_busy()
             fault.inject(stage)
             settled = stage.settle()
         except (AssertionError, OSError, HTTPException, ValueError, KeyError) as error:
@@ -132,7 +132,7 @@ class Run:
 
 
 def chosen(only: str | None, available: set[str]) -> list[Fault]:
-    """The faults to use: those of the semicolon-separated *only*, each a name or its beginning, as far as they can be."""
+    """The faults to use: those of *only* (names or their beginnings, semicolons between), as far as they can be."""
     wanted = [name.strip() for name in only.split(";")] if only else [""]
     found = [fault for fault in FAULTS.values() if any(_is_meant(fault, name) for name in wanted)]
     usable = [fault for fault in found if fault.needs <= available]

@@ -20,7 +20,7 @@ from tests.chaos.story import Story
 from tests.chaos.wall_clock import WallClock
 from tests.hives import Hive, wait_for
 
-HEARTBEAT, STALE_AFTER, LOAD_TIMEOUT, HANG_TIMEOUT, OPEN_FOR, STABLE_AFTER = 0.5, 2.0, 2.0, 2.0, 2.0, 3.0
+HEARTBEAT, STALE_AFTER, LOAD_TIMEOUT, HANG_TIMEOUT, OPEN_FOR, STABLE_AFTER = 0.5, 2.0, 2.0, 2.0, 1.0, 2.0
 """Seconds; everything that takes minutes by default, scaled to one thirtieth and less."""
 
 SETTINGS = {
@@ -39,7 +39,7 @@ SETTINGS = {
     "lifecycle.leave_timeout": "120s",
     "restart.base_delay": "0.2s",
     "restart.max_delay": "0.5s",
-    "restart.period": "3s",
+    "restart.period": f"{STABLE_AFTER}s",
     "restart.open_for": f"{OPEN_FOR}s",
     "restart.stable_after": f"{STABLE_AFTER}s",
     "gateway.keepalive_after": "1s",
@@ -195,6 +195,11 @@ class Stage:
     def injected(self) -> None:
         """The fault has happened now: from here on the time to recover is counted."""
         self.injected_at = time.monotonic()
+
+    def wait_busy(self) -> None:
+        """Until requests are under way, so that a fault finds some to lose; the fault counts from then on."""
+        self.traffic.wait_flowing()
+        self.injected()
 
     def wait_serving(self, worker_id: str) -> dict[str, Any]:
         return self.hive.wait_state(worker_id, "idle", "busy")

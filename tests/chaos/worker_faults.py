@@ -19,7 +19,7 @@ def _signal(number: int, *processes: int) -> None:
         os.kill(pid, number)
 
 
-@fault("keeper killed", weight=8)
+@fault("keeper killed", weight=10)
 def kill_keeper(stage: Stage) -> None:
     """No engine outlives its keeper; the worker is replaced."""
     old = stage.victim()
@@ -28,7 +28,7 @@ def kill_keeper(stage: Stage) -> None:
     stage.wait_replaced(old)
 
 
-@fault("engine killed", weight=8)
+@fault("engine killed", weight=10)
 def kill_engine(stage: Stage) -> None:
     """No keeper stays without its engine; the worker is replaced."""
     old = stage.victim()
@@ -37,7 +37,7 @@ def kill_engine(stage: Stage) -> None:
     stage.wait_replaced(old)
 
 
-@fault("keeper and engine killed", weight=8)
+@fault("keeper and engine killed", weight=10)
 def kill_both(stage: Stage) -> None:
     """Every listed worker lives: one of which nothing is left is replaced."""
     old = stage.victim()
@@ -154,11 +154,10 @@ def client_gone(stage: Stage) -> None:
     stage.traffic.ask(Wish(model, stream=True, tokens=LONG_STREAM, leaves_after=5))
     stage.injected()
     wait_for(lambda: stage.hive.worker(worker["worker_id"])["in_flight"] == 0, "its slot is given back", 10)
-    moment = time.monotonic()
-    stage.wait_beat_after(worker, moment)
-    busy = stage.hive.worker(worker["worker_id"])["telemetry"]["slots_busy"]
-    if busy:
-        raise Violated(f"the engine still generates for {busy} clients that are gone")
+    # Told by a beat, which may have been under way when the client left; the stream itself would take 16 s.
+    wait_for(
+        lambda: stage.hive.worker(worker["worker_id"])["telemetry"]["slots_busy"] == 0, "its engine has stopped", 10
+    )
 
 
 def _spawn_serving(stage: Stage) -> tuple[str, Any]:
