@@ -29,6 +29,7 @@ from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.monitor import Monitor, MonitorOptions
 from rbee.hive.orders import Defaults, Order
 from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
 from rbee.nodes.local import LocalNode
@@ -79,11 +80,18 @@ class Daemon:
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         probe = HttpProbe()
         self._pool = Pool(
-            pool_options(settings, control_path, front_port=door.listener.getsockname()[1]),
+            pool_options(settings, control_path),
             Adapters(self._node, self._store, library, probe),
             self._registry,
             self._routes,
             self._policy,
+        )
+        workers = settings.workers
+        self._reception = Reception(
+            ReceptionOptions(workers.allow_external, workers.external_hosts, door.listener.getsockname()[1]),
+            self._pool,
+            self._registry,
+            self._node,
         )
         self._pool.journal.subscribe(self._metrics.transition)
         self._pool.journal.subscribe(log_transition)
@@ -159,6 +167,7 @@ class Daemon:
         return app.build(
             context.Context(
                 pool=self._pool,
+                reception=self._reception,
                 registry=self._registry,
                 heartbeats=self._heartbeats,
                 routes=self._routes,
@@ -277,7 +286,7 @@ def digests(settings: Settings) -> dict[bytes, auth.Principal]:
     return found
 
 
-def pool_options(settings: Settings, control_path: str, front_port: int) -> PoolOptions:
+def pool_options(settings: Settings, control_path: str) -> PoolOptions:
     return PoolOptions(
         callback_url=f"unix:{control_path}",
         ports=settings.workers.ports,
@@ -288,9 +297,6 @@ def pool_options(settings: Settings, control_path: str, front_port: int) -> Pool
         term_grace=settings.lifecycle.term_grace,
         orphan_timeout=orphan_timeout(settings),
         prompt_cache_bytes=settings.workers.prompt_cache,
-        allow_external=settings.workers.allow_external,
-        external_hosts=settings.workers.external_hosts,
-        front_port=front_port,
         engines={
             name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
             for name, engine in settings.engine.items()

@@ -13,6 +13,7 @@ from rbee.core.model_ref import ModelRef
 from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
 from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 
 SECRET = b"s" * 32
@@ -101,6 +102,11 @@ class FakeNode:
         if row.identity is None:
             return self.marked.get((row.spec.worker_id, row.incarnation))
         return self.living.get(row.identity)
+
+    async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
+        await anyio.lowlevel.checkpoint()
+        process = self.marked.get((worker_id, incarnation))
+        return None if process is None else process.identity
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         await anyio.lowlevel.checkpoint()
@@ -203,13 +209,11 @@ class FakeHive:
             term_grace=10.0,
             orphan_timeout=300.0,
             prompt_cache_bytes=0,
-            allow_external=True,
-            external_hosts=(),
-            front_port=9200,
             engines={},
             restart=RestartRules(jitter=0.0),
         )
     )
+    reception_options: ReceptionOptions = field(default_factory=lambda: ReceptionOptions(True, (), 9200))
     node: FakeNode = field(default_factory=FakeNode)
     store: FakeStore = field(default_factory=FakeStore)
     library: FakeLibrary = field(default_factory=FakeLibrary)
@@ -221,6 +225,7 @@ class FakeHive:
     def __post_init__(self) -> None:
         adapters = Adapters(self.node, self.store, self.library, self.probe)
         self.pool = Pool(self.options, adapters, self.registry, self.routes, self.policy)
+        self.reception = Reception(self.reception_options, self.pool, self.registry, self.node)
 
     def speaker(self, worker_id: str, incarnation: int = 1) -> auth.Principal:
         """The worker itself, by its own token."""

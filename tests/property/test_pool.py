@@ -77,11 +77,11 @@ class Story:
             incarnation,
             engine,
         )
-        await self.hive.pool.announce(self.hive.speaker(record.worker_id, incarnation), said)
+        await self.hive.reception.announce(self.hive.speaker(record.worker_id, incarnation), said)
 
     async def by_hand(self, name, state, pid):
         said = Announcement(name, state, "http://127.0.0.1:8500", "synthetic:y", "cpu", 0, pid, 1)
-        await self.hive.pool.announce(ANYBODY, said)
+        await self.hive.reception.announce(ANYBODY, said)
 
     async def beat(self, record):
         self.heartbeats.beat(record, None, True, Telemetry())

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1", tags=["callbacks"])
 @router.post("/workers/ready")
 async def ready(body: ReadyRequest, principal: Speaker, here: Here) -> ReadyAnswer:
     """A worker says that it loads, is ready or failed. One that is not known and comes from an admin is registered."""
-    record = await here.pool.announce(principal, body.announcement())
+    record = await here.reception.announce(principal, body.announcement())
     return ReadyAnswer(
         message=f"Worker registered as {body.state}",
         engine_key=here.pool.engine_key(record.worker),

@@ -13,6 +13,7 @@ from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.orders import Defaults
 from rbee.hive.pool import Pool
 from rbee.hive.ports import Node
+from rbee.hive.reception import Reception
 from rbee.hive.registry import Registry
 
 
@@ -27,6 +28,7 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class Context:
     pool: Pool
+    reception: Reception
     registry: Registry
     heartbeats: Heartbeats
     routes: RouteTable

@@ -2,7 +2,8 @@
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -13,24 +14,14 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import auth, events, model_ref
-from rbee.core.errors import (
-    AliasInUse,
-    Forbidden,
-    InvalidField,
-    NoPortLeft,
-    OlderIncarnation,
-    ShuttingDown,
-    WorkerIdInUse,
-)
+from rbee.core.errors import AliasInUse, InvalidField, NoPortLeft, ShuttingDown
 from rbee.core.exits import Exit
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.liveness import seen
 from rbee.core.restart import RestartRules, key_of
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
-from rbee.hive.announcements import Announcement, as_event, check_own_url, resolve_external_url
 from rbee.hive.circuits import Circuits
-from rbee.hive.heartbeats import check_incarnation
 from rbee.hive.journal import Journal, Transition
 from rbee.hive.ports import Library, Node, Probe, Store
 from rbee.hive.registry import Record, Registry
@@ -56,12 +47,13 @@ class PoolOptions:
     term_grace: float
     orphan_timeout: float
     prompt_cache_bytes: int
-    allow_external: bool
-    external_hosts: tuple[str, ...]
-    front_port: int
     engines: dict[str, EngineOptions]
     health_timeout: float = 5.0
     restart: RestartRules = field(default_factory=RestartRules)
+
+
+Admit = Callable[[Worker, int, StoredWorker | None], Awaitable[Record]]
+"""Registers a worker and starts its supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +129,33 @@ class Pool:
         *spec* has no id yet: it gets one. Raises ModelNotFound, NotAModelFile, AliasInUse, CircuitOpen, NoPortLeft,
         InvalidField or ShuttingDown; nothing was started then.
         """
-        self._check_engine(spec)
+        self.check_engine(spec)
         self._check_alias_form(spec)
         await self._adapters.library.locate(model_ref.parse(spec.model_ref))
         await self._adopted.wait()
-        async with self._admitting:
-            if self._closing:
-                raise ShuttingDown("The hive is shutting down and starts no worker any more.")
-            self._check_alias(spec)
+        async with self.admission() as admit:
+            self.check_alias(spec)
             worker = Worker(replace(spec, worker_id=self._new_id()), since=anyio.current_time())
             self.circuits.check(worker.spec)
             port = self._free_port()
             self.circuits.begin(worker.spec)
-            return await self._admit(worker, port)
+            return await admit(worker, port, None)
+
+    @asynccontextmanager
+    async def admission(self) -> AsyncIterator[Admit]:
+        """One at a time: what is checked in here is still so when the worker is registered. Raises ShuttingDown."""
+        async with self._admitting:
+            if self._closing:
+                raise ShuttingDown("The hive is shutting down and takes no worker any more.")
+            yield self._admit
+
+    def take(self, worker_id: str, event: events.Event) -> None:
+        """Let a registered worker take what it, or somebody, has said. Raises IllegalTransition."""
+        self._supervisors[worker_id].take(event)
+
+    def has_ended(self, worker_id: str) -> bool:
+        """Whether this hive has had such a worker of its own, and ended it."""
+        return worker_id in self._ended_ids
 
     def delete(self, worker_id: str, *, force: bool = False) -> Record:
         """Begin to end a worker. Raises WorkerNotFound."""
@@ -184,24 +190,6 @@ class Pool:
             worker_id=worker_id,
         )
         self._supervisors[worker_id].fire(events.WentStale(self._options.stale_after))
-
-    async def announce(self, principal: auth.Principal, said: Announcement) -> Record:
-        """A worker calls back: loading, ready or failed.
-
-        Raises Unauthorized, Forbidden, OlderIncarnation, IllegalTransition, InvalidField; nothing changed then.
-        """
-        record = self._registry.find(said.worker_id)
-        is_external = record is None or record.worker.spec.external
-        auth.require_voice_of(principal, said.worker_id, external=is_external)
-        if is_external:
-            return await self._announce_external(principal, said)
-        assert record is not None, "one that is not external is registered"
-        check_own_url(said.url, self.worker_host)
-        check_incarnation(record, said.incarnation)
-        if principal.role is auth.Role.WORKER:
-            check_incarnation(record, principal.incarnation)
-        self._supervisors[said.worker_id].take(as_event(said))
-        return record
 
     def engine_key(self, worker: Worker) -> str:
         """The key that this incarnation's own server demands."""
@@ -304,8 +292,8 @@ class Pool:
         if supervisor is not None:
             await supervisor.forgotten.wait()
 
-    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None = None) -> Record:
-        """Register a worker and start its supervisor; *stored*: one whose process an earlier hive has started."""
+    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None) -> Record:
+        """*stored*: one whose process an earlier hive has started."""
         assert self._tasks is not None, "the pool must run before it is used"
         vital = seen(anyio.current_time(), self._options.stale_after)
         started_at = datetime.fromisoformat(stored.started_at) if stored and stored.started_at else utc_now()
@@ -346,75 +334,7 @@ class Pool:
             engine=options.engines.get(spec.engine, EngineOptions()),
         )
 
-    async def _readmit(self, principal: auth.Principal, said: Announcement) -> Record:
-        """One of our own that no row tells of: its token is genuine, so this hive has lost what it knew of it."""
-        incarnation = principal.incarnation
-        if said.worker_id in self._ended_ids or said.state == "failed" or incarnation is None:
-            raise OlderIncarnation(f"Worker '{said.worker_id}' has been ended; this process is no longer wanted.")
-        check_own_url(said.url, self.worker_host)
-        spec = said.own_spec()
-        self._check_engine(spec)
-        row = StoredWorker(spec, incarnation, slots=said.slots_total)
-        process = await self._adapters.node.adopt(row)
-        if process is None or process.identity.pid != said.pid:
-            raise OlderIncarnation(f"No process {said.pid} carries the mark of worker '{said.worker_id}'.")
-        async with self._admitting:
-            # Asked again: it may have called twice, or have been ended while it was looked for.
-            if said.worker_id not in self._registry:
-                if self._closing:
-                    raise ShuttingDown("The hive is shutting down and takes no worker any more.")
-                log.warning("worker_without_row", worker_id=said.worker_id, pid=said.pid)
-                worker = Worker(spec, incarnation=incarnation, since=anyio.current_time())
-                port = urlsplit(said.url).port or 0
-                await self._admit(worker, port, replace(row, identity=process.identity))
-        return await self.announce(principal, said)
-
-    async def _announce_external(self, principal: auth.Principal, said: Announcement) -> Record:
-        if principal.role is auth.Role.WORKER:
-            return await self._readmit(principal, said)
-        url = await resolve_external_url(said.url, self._options.external_hosts, self._options.front_port)
-        said = replace(said, url=url)
-        # Asked again: it may have been removed while its host was resolved.
-        record = self._registry.find(said.worker_id)
-        if record is not None and said.pid == record.worker.pid:
-            self._supervisors[said.worker_id].take(as_event(said))
-            return record
-        if record is not None and said.state == "failed":
-            raise OlderIncarnation(f"Worker '{said.worker_id}' is process {record.worker.pid} by now.")
-        if record is not None:
-            # It was ended and started again under the same id, before its deadline.
-            self._supervisors[said.worker_id].take(events.EndRequested(force=True))
-        return await self._register_external(said)
-
-    async def _register_external(self, said: Announcement) -> Record:
-        if not self._options.allow_external:
-            raise Forbidden("Workers started by hand are not accepted here; set workers.allow_external = true.")
-        if said.state == "failed":
-            raise InvalidField("A worker that failed cannot be registered.", field="state")
-        model_ref.parse(said.model_ref)
-        spec = said.spec()
-        async with self._admitting:
-            self._check_id(spec.worker_id)
-            # One that was just removed is still being forgotten; its id is free after that.
-            await self.wait_gone(spec.worker_id)
-            if self._closing:
-                raise ShuttingDown("The hive is shutting down and registers no worker any more.")
-            self._check_alias(spec)
-            state = WorkerState.LOADING if said.state == "loading" else WorkerState.READY
-            worker = Worker(
-                spec,
-                state=state,
-                incarnation=0,
-                since=anyio.current_time(),
-                message="Loading its model." if said.state == "loading" else "Ready.",
-                pid=said.pid,
-                engine_pid=said.engine_pid,
-                url=said.url,
-                slots=said.slots_total,
-            )
-            return await self._admit(worker, 0)
-
-    def _check_engine(self, spec: WorkerSpec) -> None:
+    def check_engine(self, spec: WorkerSpec) -> None:
         if spec.engine in ("llama-cpp", "synthetic"):
             return
         options = self._options.engines.get(spec.engine)
@@ -430,7 +350,7 @@ class Pool:
         if alias and (model_ref.looks_like_reference(alias) or alias.startswith("w-") or alias in self._registry):
             raise InvalidField(f"The alias '{alias}' looks like a worker id or a model reference.", field="alias")
 
-    def _check_alias(self, spec: WorkerSpec) -> None:
+    def check_alias(self, spec: WorkerSpec) -> None:
         if spec.alias is None:
             return
         self._check_alias_form(spec)
@@ -442,10 +362,6 @@ class Pool:
                     "Choose another alias, or stop that worker.",
                     worker_id=other.worker_id,
                 )
-
-    def _check_id(self, worker_id: str) -> None:
-        if worker_id in self._registry or any(r.worker.spec.alias == worker_id for r in self._registry):
-            raise WorkerIdInUse(f"The name '{worker_id}' is in use; choose another worker id.")
 
     def _new_id(self) -> str:
         while (worker_id := f"w-{secrets.token_hex(4)}") in self._registry:

@@ -46,6 +46,10 @@ class Node(Protocol):
         """
         ...
 
+    async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
+        """The living keeper that carries this incarnation's mark, whoever started it."""
+        ...
+
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         """How an incarnation ended that nobody waited for; unknown where its keeper could not leave word."""
         ...

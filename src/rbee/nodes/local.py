@@ -144,6 +144,9 @@ class LocalNode:
         self._kept[marks.mark_of(worker_id, process.incarnation)] = process
         return process
 
+    async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
+        return await self._sweeper.find_keeper(worker_id, incarnation)
+
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         path = self._exit_file(worker_id, incarnation)
         word = await anyio.to_thread.run_sync(last_words.read, path, incarnation)

@@ -40,7 +40,7 @@ async def make_ready(hive, record, **changes):
     await settled()
     worker = record.worker
     said = announcement(record.worker_id, incarnation=worker.incarnation, pid=worker.pid, **changes)
-    await hive.pool.announce(hive.speaker(record.worker_id, worker.incarnation), said)
+    await hive.reception.announce(hive.speaker(record.worker_id, worker.incarnation), said)
 
 
 async def ready_worker(hive, spec, **changes):

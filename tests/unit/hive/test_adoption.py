@@ -122,7 +122,7 @@ async def test_a_beat_counts_as_an_answer():
         with pytest.raises(WorkerNotFound, match="announce it again"):
             heartbeats.beat(record, 3, True, Telemetry())
         said = announcement("w-old", incarnation=3, pid=77, url=URL)
-        await hive.pool.announce(hive.speaker("w-old", 3), said)
+        await hive.reception.announce(hive.speaker("w-old", 3), said)
         assert (record.worker.state, record.unannounced) == (S.READY, False)
         heartbeats.beat(record, 3, True, Telemetry())
         tasks.cancel_scope.cancel()
@@ -135,7 +135,7 @@ async def test_a_worker_that_was_still_loading_goes_on_loading_and_says_when_it_
         record = hive.registry.get("w-old")
         assert (record.worker.state, record.unannounced) == (S.LOADING, True)
         assert hive.probe.asked == []
-        await hive.pool.announce(hive.speaker("w-old", 3), announcement("w-old", incarnation=3, pid=77, url=URL))
+        await hive.reception.announce(hive.speaker("w-old", 3), announcement("w-old", incarnation=3, pid=77, url=URL))
         assert record.worker.state is S.READY
         await settled()
         assert hive.store.rows["w-old"].url == URL
@@ -147,7 +147,7 @@ async def test_an_announcement_overtakes_the_look_for_its_process():
     async with anyio.create_task_group() as tasks:
         await tasks.start(hive.pool.run)
         await hive.pool.adopt(await hive.store.load())
-        await hive.pool.announce(hive.speaker("w-old", 3), announcement("w-old", incarnation=3, pid=77, url=URL))
+        await hive.reception.announce(hive.speaker("w-old", 3), announcement("w-old", incarnation=3, pid=77, url=URL))
         await hive.pool.wait_adopted()
         await settled()
         assert hive.registry.get("w-old").worker.state is S.READY
@@ -254,7 +254,7 @@ class TestWithoutRows:
     async def test_one_with_a_genuine_token_is_taken_as_what_it_says(self):
         hive, process = self.lost()
         async with running(hive):
-            record = await hive.pool.announce(hive.speaker("w-lost", 3), self.said())
+            record = await hive.reception.announce(hive.speaker("w-lost", 3), self.said())
             worker = record.worker
             assert (worker.state, worker.incarnation, worker.spec.ctx_size) == (S.READY, 3, 2048)
             assert (worker.spec.restart, worker.spec.idle_timeout) == (Restart.ON_FAILURE, 9.0)
@@ -269,7 +269,7 @@ class TestWithoutRows:
     async def test_one_that_still_loads_is_taken_too(self):
         hive, _ = self.lost()
         async with running(hive):
-            record = await hive.pool.announce(hive.speaker("w-lost", 3), self.said(state="loading"))
+            record = await hive.reception.announce(hive.speaker("w-lost", 3), self.said(state="loading"))
             await settled()
             assert (record.worker.state, record.unannounced) == (S.LOADING, False)
 
@@ -277,9 +277,9 @@ class TestWithoutRows:
         hive, _ = self.lost()
         async with running(hive):
             with pytest.raises(OlderIncarnation, match="mark"):
-                await hive.pool.announce(hive.speaker("w-other", 3), replace(self.said(), worker_id="w-other"))
+                await hive.reception.announce(hive.speaker("w-other", 3), replace(self.said(), worker_id="w-other"))
             with pytest.raises(OlderIncarnation, match="mark"):
-                await hive.pool.announce(hive.speaker("w-lost", 3), replace(self.said(), pid=1234))
+                await hive.reception.announce(hive.speaker("w-lost", 3), replace(self.said(), pid=1234))
             assert len(hive.registry) == 0
 
     async def test_one_that_this_hive_has_ended_does_not_come_back(self):
@@ -289,12 +289,12 @@ class TestWithoutRows:
             await hive.pool.wait_gone(record.worker_id)
             late = announcement(record.worker_id, incarnation=1)
             with pytest.raises(OlderIncarnation, match="ended"):
-                await hive.pool.announce(hive.speaker(record.worker_id), late)
+                await hive.reception.announce(hive.speaker(record.worker_id), late)
 
     async def test_one_that_says_nothing_of_itself_is_kept_and_not_restarted(self):
         hive, process = self.lost()
         async with running(hive):
-            record = await hive.pool.announce(hive.speaker("w-lost", 3), replace(self.said(), own=None))
+            record = await hive.reception.announce(hive.speaker("w-lost", 3), replace(self.said(), own=None))
             process.end(Exit(ExitReason.CRASHED, code=1))
             await settled()
             assert record.worker.state is S.FAILED
@@ -303,16 +303,16 @@ class TestWithoutRows:
         hive, _ = self.lost()
         async with running(hive):
             with pytest.raises(InvalidField, match="loopback"):
-                await hive.pool.announce(hive.speaker("w-lost", 3), replace(self.said(), url="http://10.0.0.1:1"))
+                await hive.reception.announce(hive.speaker("w-lost", 3), replace(self.said(), url="http://10.0.0.1:1"))
             odd = replace(self.said(), own=replace(FAILING, engine="nobody"))
             with pytest.raises(InvalidField, match="nobody"):
-                await hive.pool.announce(hive.speaker("w-lost", 3), odd)
+                await hive.reception.announce(hive.speaker("w-lost", 3), odd)
 
     async def test_a_client_may_not_pretend_to_be_one(self):
         hive, _ = self.lost()
         async with running(hive):
             with pytest.raises(Forbidden):
-                await hive.pool.announce(auth.Principal(auth.Role.CLIENT), self.said())
+                await hive.reception.announce(auth.Principal(auth.Role.CLIENT), self.said())
 
 
 class TestLeaving:

@@ -26,7 +26,7 @@ from rbee.core.exits import Exit, ExitReason
 from rbee.core.routing import Standing
 from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
-from rbee.hive.pool import PoolOptions
+from rbee.hive.reception import ReceptionOptions
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +53,7 @@ async def ready_worker(hive, spec=SPEC, **changes):
     record = await hive.pool.spawn(spec)
     await settled()
     said = announcement(record.worker_id, incarnation=1, pid=record.worker.pid, **changes)
-    await hive.pool.announce(hive.speaker(record.worker_id), said)
+    await hive.reception.announce(hive.speaker(record.worker_id), said)
     return record
 
 
@@ -191,7 +191,7 @@ async def test_a_database_that_fails_after_the_fork_leaves_the_worker_serving():
         await settled()
         hive.store.fail = OSError("disk full")
         await anyio.sleep(2.0)
-        await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, incarnation=1))
+        await hive.reception.announce(hive.speaker(record.worker_id), announcement(record.worker_id, incarnation=1))
         assert record.worker.state is S.READY
 
 
@@ -204,8 +204,8 @@ async def test_a_restart_by_hand_is_the_next_incarnation_with_a_new_token():
         assert (first.incarnation, second.incarnation, record.worker.restart_count) == (1, 2, 1)
         assert first.token != second.token
         with pytest.raises(OlderIncarnation):
-            await hive.pool.announce(hive.speaker(record.worker_id, 1), announcement(record.worker_id))
-        await hive.pool.announce(hive.speaker(record.worker_id, 2), announcement(record.worker_id, incarnation=2))
+            await hive.reception.announce(hive.speaker(record.worker_id, 1), announcement(record.worker_id))
+        await hive.reception.announce(hive.speaker(record.worker_id, 2), announcement(record.worker_id, incarnation=2))
         assert record.worker.state is S.READY
 
 
@@ -214,7 +214,7 @@ async def test_a_callback_that_the_state_does_not_allow_changes_nothing():
         record = await ready_worker(hive)
         worker = record.worker
         with pytest.raises(IllegalTransition):
-            await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, "loading"))
+            await hive.reception.announce(hive.speaker(record.worker_id), announcement(record.worker_id, "loading"))
         assert record.worker is worker
 
 
@@ -274,8 +274,8 @@ async def test_an_unknown_worker_is_not_found():
 class TestExternal:
     async def test_a_worker_started_by_hand_is_registered_and_only_ever_removed(self):
         async with running(FakeHive()) as hive:
-            await hive.pool.announce(ANYBODY, announcement("by-hand", "loading"))
-            record = await hive.pool.announce(ANYBODY, announcement("by-hand", "ready"))
+            await hive.reception.announce(ANYBODY, announcement("by-hand", "loading"))
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand", "ready"))
             assert (record.worker.state, record.worker.spec.external) == (S.READY, True)
             hive.pool.delete("by-hand")
             await until_gone(hive, record)
@@ -284,7 +284,7 @@ class TestExternal:
     async def test_one_whose_process_ends_leaves_routing_at_once(self):
         async with running(FakeHive()) as hive:
             process = hive.node.add_other(1000)
-            record = await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand"))
             process.end(Exit(ExitReason.CRASHED))
             await settled()
             assert record.worker.state is S.FAILED
@@ -293,10 +293,10 @@ class TestExternal:
 
     async def test_the_last_word_of_a_dead_one_does_not_touch_its_successor(self):
         async with running(FakeHive()) as hive:
-            await hive.pool.announce(ANYBODY, announcement("by-hand"))
-            second = await hive.pool.announce(ANYBODY, announcement("by-hand", pid=1001))
+            await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            second = await hive.reception.announce(ANYBODY, announcement("by-hand", pid=1001))
             with pytest.raises(OlderIncarnation, match="1001"):
-                await hive.pool.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+                await hive.reception.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
             assert second.worker.state is S.READY
 
     async def test_one_that_comes_back_while_it_is_being_forgotten_is_registered_after_that(self):
@@ -304,10 +304,10 @@ class TestExternal:
         hive = FakeHive()
         hive.node.forget_delay = 5.0
         async with running(hive):
-            await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            await hive.reception.announce(ANYBODY, announcement("by-hand"))
             hive.pool.delete("by-hand", force=True)
             assert "by-hand" not in hive.registry
-            again = await hive.pool.announce(ANYBODY, announcement("by-hand"))
+            again = await hive.reception.announce(ANYBODY, announcement("by-hand"))
             await anyio.sleep(60)
             assert hive.registry.get("by-hand") is again
             hive.pool.went_stale("by-hand")
@@ -316,21 +316,21 @@ class TestExternal:
     async def test_one_may_not_be_the_hive_itself(self):
         async with running(FakeHive()) as hive:
             with pytest.raises(InvalidField, match="the hive's own"):
-                await hive.pool.announce(ANYBODY, announcement("by-hand", url="http://127.0.0.1:9200"))
+                await hive.reception.announce(ANYBODY, announcement("by-hand", url="http://127.0.0.1:9200"))
 
     async def test_one_that_is_started_again_under_its_id_takes_the_place_of_the_dead_one(self):
         async with running(FakeHive()) as hive:
-            first = await hive.pool.announce(ANYBODY, announcement("by-hand"))
-            second = await hive.pool.announce(ANYBODY, announcement("by-hand", "loading", pid=1001))
+            first = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            second = await hive.reception.announce(ANYBODY, announcement("by-hand", "loading", pid=1001))
             assert second is not first
             assert (second.worker.pid, second.worker.state) == (1001, S.LOADING)
 
     async def test_only_an_admin_may_register_one(self):
         async with running(FakeHive()) as hive:
             with pytest.raises(OlderIncarnation, match="carries the mark"):
-                await hive.pool.announce(hive.speaker("w-unknown"), announcement("w-unknown"))
+                await hive.reception.announce(hive.speaker("w-unknown"), announcement("w-unknown"))
             with pytest.raises(Forbidden):
-                await hive.pool.announce(auth.Principal(auth.Role.CLIENT), announcement("by-hand"))
+                await hive.reception.announce(auth.Principal(auth.Role.CLIENT), announcement("by-hand"))
 
     @pytest.mark.parametrize(
         "url",
@@ -346,29 +346,29 @@ class TestExternal:
     async def test_its_url_must_be_plain(self, url):
         async with running(FakeHive()) as hive:
             with pytest.raises(InvalidField, match="http://host:port"):
-                await hive.pool.announce(ANYBODY, announcement("by-hand", url=url))
+                await hive.reception.announce(ANYBODY, announcement("by-hand", url=url))
 
     async def test_its_url_is_checked_at_every_callback(self):
         async with running(FakeHive()) as hive:
-            record = await hive.pool.announce(ANYBODY, announcement("by-hand", "loading"))
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand", "loading"))
             for url in ("http://192.0.2.1:80", "http://a..b:80", "nonsense", "http://127.0.0.1:9200"):
                 with pytest.raises(InvalidField):
-                    await hive.pool.announce(ANYBODY, announcement("by-hand", url=url))
+                    await hive.reception.announce(ANYBODY, announcement("by-hand", url=url))
             assert (record.worker.state, record.worker.url) == (S.LOADING, "http://127.0.0.1:8081")
 
     async def test_its_name_may_not_be_an_alias_and_it_may_not_be_dead(self):
         async with running(FakeHive()) as hive:
             await hive.pool.spawn(replace(SPEC, alias="chat"))
             with pytest.raises(WorkerIdInUse):
-                await hive.pool.announce(ANYBODY, announcement("chat"))
+                await hive.reception.announce(ANYBODY, announcement("chat"))
             with pytest.raises(InvalidField):
-                await hive.pool.announce(ANYBODY, announcement("by-hand", "failed"))
+                await hive.reception.announce(ANYBODY, announcement("by-hand", "failed"))
 
     async def test_a_hive_may_refuse_them_all(self):
-        options: PoolOptions = replace(FakeHive().options, allow_external=False)
-        async with running(FakeHive(options=options)) as hive:
+        options = ReceptionOptions(allow_external=False, external_hosts=(), front_port=9200)
+        async with running(FakeHive(reception_options=options)) as hive:
             with pytest.raises(Forbidden, match=r"workers\.allow_external"):
-                await hive.pool.announce(ANYBODY, announcement("by-hand"))
+                await hive.reception.announce(ANYBODY, announcement("by-hand"))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://192.0.2.1:80", "ftp://127.0.0.1:1", "http://["])
@@ -377,7 +377,7 @@ async def test_a_worker_of_the_hive_may_not_lead_requests_elsewhere(url):
         record = await ready_worker(hive)
         worker, entries = record.worker, hive.pool.journal.last_number
         with pytest.raises(InvalidField):
-            await hive.pool.announce(hive.speaker(record.worker_id), announcement(record.worker_id, url=url))
+            await hive.reception.announce(hive.speaker(record.worker_id), announcement(record.worker_id, url=url))
         assert record.worker is worker
         assert hive.pool.journal.last_number == entries
 
@@ -393,11 +393,11 @@ async def test_every_callback_in_every_state_is_taken_or_refused_with_nothing_ch
         record.worker = before = replace(record.worker, state=state)
         voice, body = hive.speaker(record.worker_id), announcement(record.worker_id, said, incarnation=1, reason="no")
         if (state, SAID[said]) in TRANSITIONS:
-            await hive.pool.announce(voice, body)
+            await hive.reception.announce(voice, body)
             assert record.worker.state in TRANSITIONS[state, SAID[said]]
         else:
             with pytest.raises(IllegalTransition):
-                await hive.pool.announce(voice, body)
+                await hive.reception.announce(voice, body)
             assert record.worker is before
         record.worker = replace(record.worker, state=S.FAILED)
 
@@ -407,13 +407,13 @@ class TestVoices:
         async with running(FakeHive()) as hive:
             first, second = await ready_worker(hive), await ready_worker(hive)
             with pytest.raises(Forbidden):
-                await hive.pool.announce(hive.speaker(second.worker_id), announcement(first.worker_id, "failed"))
+                await hive.reception.announce(hive.speaker(second.worker_id), announcement(first.worker_id, "failed"))
 
     async def test_the_anonymous_admin_may_not_speak_for_a_worker_of_the_hive(self):
         async with running(FakeHive()) as hive:
             record = await ready_worker(hive)
             with pytest.raises(Forbidden):
-                await hive.pool.announce(ANYBODY, announcement(record.worker_id, "failed"))
+                await hive.reception.announce(ANYBODY, announcement(record.worker_id, "failed"))
 
 
 class TestStop:
@@ -493,13 +493,13 @@ async def test_an_engine_that_ends_while_it_loads_is_its_keepers_business():
         record = await hive.pool.spawn(SPEC)
         await settled()
         voice = hive.speaker(record.worker_id)
-        await hive.pool.announce(voice, announcement(record.worker_id, "loading", engine_pid=2000))
+        await hive.reception.announce(voice, announcement(record.worker_id, "loading", engine_pid=2000))
         first.end(Exit(ExitReason.CRASHED))
         await settled()
         assert record.worker.state is S.LOADING
         again = announcement(record.worker_id, "loading", engine_pid=2001, url="http://127.0.0.1:8082")
-        await hive.pool.announce(voice, again)
-        await hive.pool.announce(voice, replace(again, state="ready"))
+        await hive.reception.announce(voice, again)
+        await hive.reception.announce(voice, replace(again, state="ready"))
         assert (record.worker.state, record.worker.engine_pid) == (S.READY, 2001)
         assert hive.routes.candidates("synthetic:x")[0].port == 8082
 
