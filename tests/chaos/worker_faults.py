@@ -74,7 +74,7 @@ def pause_for_good(stage: Stage) -> None:
     stage.wait_replaced(old)
 
 
-@fault("engine hangs", weight=2)
+@fault("engine hangs", weight=1)
 def hang(stage: Stage) -> None:
     """A worker whose loop stopped is found, although its health says ok."""
     model = f"synthetic:{stage.new_name()}"
