@@ -373,7 +373,9 @@ def _cause(exit_: Exit) -> str:
     if exit_.reason in _CAUSES:
         return _CAUSES[exit_.reason]
     how = exit_.how()
-    return "an end that nobody saw" if how == "unknown" else how
+    if how == "unknown":
+        return "an end that nobody saw"
+    return how if exit_.signal_number is None else f"being {how}"
 
 
 def _detail(exit_: Exit) -> str:
