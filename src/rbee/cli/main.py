@@ -138,12 +138,7 @@ def spawn(hive: Hive, as_json: bool, wait: bool, model: str, engine_args: tuple[
 @hive_options
 def stop(hive: Hive, as_json: bool, name: str, force: bool, wait: bool) -> None:
     """Stop the workers that NAME means: an id, an alias, a model, or 'all'."""
-    records = workers.listed(hive)
-    found = records if name == "all" else workers.named(records, name)
-    if not found and name != "all":
-        names = ", ".join(record.get("alias") or record["worker_id"] for record in records) or "none"
-        raise click.ClickException(f"There is no worker '{name}'. There are: {names}.")
-    stopped = [record["worker_id"] for record in found]
+    stopped = _ids(hive, name)
     for worker_id in stopped:
         _stop(hive, worker_id, force)
     for worker_id in stopped if wait else ():
@@ -153,6 +148,35 @@ def stop(hive: Hive, as_json: bool, name: str, force: bool, wait: bool) -> None:
     else:
         for worker_id in stopped:
             click.echo(f"{worker_id} {'stopped' if wait else 'stopping'}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Return when it is ready again.")
+@hive_options
+def restart(hive: Hive, as_json: bool, name: str, wait: bool) -> None:
+    """Restart the workers that NAME means (an id, an alias, a model, or 'all'), failed ones too."""
+    restarted = _ids(hive, name)
+    for worker_id in restarted:
+        hive.call("POST", f"{worker_path(worker_id)}/restart")
+    for worker_id in restarted if wait else ():
+        for changed in workers.changes_until_ready(hive, worker_id):
+            chat.tell(changed)
+    if as_json:
+        _print_json({"restarted": restarted})
+    else:
+        for worker_id in restarted:
+            click.echo(f"{worker_id} {'restarted' if wait else 'restarting'}")
+
+
+def _ids(hive: Hive, name: str) -> list[str]:
+    """The ids of the workers that *name* means; none are fine for 'all' alone."""
+    records = workers.listed(hive)
+    found = records if name == "all" else workers.named(records, name)
+    if not found and name != "all":
+        names = ", ".join(record.get("alias") or record["worker_id"] for record in records) or "none"
+        raise click.ClickException(f"There is no worker '{name}'. There are: {names}.")
+    return [record["worker_id"] for record in found]
 
 
 def _stop(hive: Hive, worker_id: str, force: bool) -> None:

@@ -48,6 +48,8 @@ def worker_view(record: Record, in_flight: int, circuit: CircuitReport | None, n
 
 
 def _memory_view(record: Record) -> MemoryView:
+    if record.worker.pid is None:
+        return MemoryView(rss_bytes=None, private_bytes=None, vram_bytes=None)
     seen, said = record.footprint, record.telemetry
     return MemoryView(
         rss_bytes=said.rss_bytes if seen is None else seen.rss_bytes,

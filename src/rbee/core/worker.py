@@ -105,7 +105,7 @@ class Worker:
     state: WorkerState = WorkerState.STARTING
     incarnation: int = 1
     since: float = 0.0
-    message: str = "Waiting for its process to call back."
+    message: str = "Started; waiting for its process to call back."
     pid: int | None = None
     engine_pid: int | None = None
     url: str = ""
@@ -272,7 +272,7 @@ def _adopted(worker: Worker, event: Adopted) -> Step:
 
 
 def _announced_loading(worker: Worker, event: AnnouncedLoading) -> Step:
-    return _announced(worker, event, S.LOADING, "Loading its model."), ()
+    return _announced(worker, event, S.LOADING, "Loading its model; requests for it wait."), ()
 
 
 def _announced_ready(worker: Worker, event: AnnouncedReady) -> Step:
@@ -306,7 +306,9 @@ def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
         return worker, ()
     # No reason yet: its keeper is about to say it, and knows more than that there is no engine any more.
     stopping, commands = _stopping(replace(worker, ending=worker.ending or ExitReason.CRASHED), AwaitExit())
-    return replace(stopping, message="Its engine ended; its keeper is about to say why."), commands
+    return replace(
+        stopping, message="Its engine ended; its keeper says why next, or is killed."
+    ), commands
 
 
 def _exited(worker: Worker, event: Exited) -> Step:
@@ -371,7 +373,9 @@ def _cause(exit_: Exit) -> str:
     if exit_.reason in _CAUSES:
         return _CAUSES[exit_.reason]
     how = exit_.how()
-    return "an end that nobody saw" if how == "unknown" else how
+    if how == "unknown":
+        return "an end that nobody saw"
+    return how if exit_.signal_number is None else f"being {how}"
 
 
 def _detail(exit_: Exit) -> str:
@@ -390,8 +394,16 @@ def _starting(worker: Worker, message: str) -> Step:
     return fresh, (Spawn(),)
 
 
-def _stopping(worker: Worker, *commands: Command) -> Step:
-    return replace(worker, state=S.STOPPING, message=f"Being ended{_why(worker)}."), commands
+_WAYS_TO_END: Final[Mapping[type[Command], str]] = {
+    Terminate: "Told to end, and killed if it does not",
+    AwaitExit: "Ending by itself, and killed if it does not",
+    Kill: "Killed, and gone once its processes are",
+}
+
+
+def _stopping(worker: Worker, command: Command) -> Step:
+    message = f"{_WAYS_TO_END[type(command)]}{_why(worker)}."
+    return replace(worker, state=S.STOPPING, message=message), (command,)
 
 
 def _draining(worker: Worker) -> Step:
@@ -402,7 +414,8 @@ def _draining(worker: Worker) -> Step:
 def _why(worker: Worker) -> str:
     if worker.ending is ExitReason.STOPPED and not worker.ending_reason:
         return " and started again, as asked" if worker.again else " as asked"
-    return f": {worker.ending_reason.rstrip('.') or worker.ending}"
+    follows = "" if worker.forget else "; its restart policy says what follows"
+    return f": {worker.ending_reason.rstrip('.') or worker.ending}{follows}"
 
 
 def _went_stale(worker: Worker, event: WentStale) -> Step:
@@ -458,11 +471,11 @@ def _drain_ended(worker: Worker, _event: DrainEnded) -> Step:
 
 
 def _grace_ended(worker: Worker, _event: GraceEnded) -> Step:
-    return replace(worker, message="It did not end in its grace; killing it."), (Kill(),)
+    return replace(worker, message=f"It did not end in its grace, so it is killed{_why(worker)}."), (Kill(),)
 
 
 def _backoff_ended(worker: Worker, _event: BackoffEnded) -> Step:
-    return _starting(worker, "Restarting: waiting for its process to call back.")
+    return _starting(worker, "Started again; waiting for its process to call back.")
 
 
 def _restart_refused(worker: Worker, event: RestartRefused) -> Step:

@@ -255,6 +255,9 @@ class Pool:
             log.info("worker_left_running", worker_id=worker_id, state=str(worker.state), pid=worker.pid)
             supervisor.leave()
             await supervisor.forgotten.wait()
+            # A beat from now on gets 404, and the announcement after it the word that this hive is going.
+            if worker_id in self._registry:
+                self._registry.remove(worker_id)
         return self._would_not_stop(left)
 
     def force_stop(self) -> None:

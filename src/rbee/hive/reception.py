@@ -116,7 +116,7 @@ class Reception:
                 state=state,
                 incarnation=0,
                 since=anyio.current_time(),
-                message="Loading its model." if said.state == "loading" else "Ready.",
+                message="Loading its model; requests for it wait." if said.state == "loading" else "Ready.",
                 pid=said.pid,
                 engine_pid=said.engine_pid,
                 url=said.url,

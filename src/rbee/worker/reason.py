@@ -34,8 +34,7 @@ def describe_exit(status: int) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
+    return f"was killed by {name}"
 
 
 def load_failure(status: int, lines: Sequence[str]) -> str:
@@ -45,7 +44,9 @@ def load_failure(status: int, lines: Sequence[str]) -> str:
 
 
 def crash(status: int, lines: Sequence[str]) -> str:
-    """Why a serving engine ended: the last that it said."""
+    """Why a serving engine ended: the last that it said, unless a signal struck it that it could not see coming."""
+    if -status in (signal.SIGKILL, signal.SIGTERM):
+        return _sentence(f"the engine {describe_exit(status)}", [])
     recent = lines[-_RECENT:]
     told = _telling(recent) or _llama_errors(recent)[-2:]
     return _sentence(f"the engine {describe_exit(status)}", told)

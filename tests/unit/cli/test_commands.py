@@ -187,6 +187,16 @@ def test_stop_of_all_of_none_is_fine(rbee):
     assert rbee("stop", "all").exit_code == 0
 
 
+def test_restart_takes_the_same_names_as_stop(rbee, hive, worker):
+    hive.workers = [worker()]
+    hive.routes["POST", "/v1/workers/w-1/restart"] = (202, worker())
+    result = rbee("restart", "w-1")
+    assert (result.exit_code, result.stdout) == (0, "w-1 restarting\n")
+    assert json.loads(rbee("restart", "all", "--json", "--wait").stdout) == {"restarted": ["w-1"]}
+    assert [call[:2] for call in hive.calls].count(("POST", "/v1/workers/w-1/restart")) == 2
+    assert "There is no worker 'nix'" in rbee("restart", "nix").stderr
+
+
 def test_stop_of_an_unknown_worker_names_those_there_are(rbee, hive, worker):
     hive.workers = [worker(alias="chat"), worker(worker_id="w-2")]
     result = rbee("stop", "nix")

@@ -328,8 +328,12 @@ class TestLeaving:
             assert set(hive.store.rows) == {record.worker_id, waiting.worker_id}
             assert hive.node.forgotten == []
             assert list(hive.routes) == []
+            assert list(hive.registry) == []
             with pytest.raises(ShuttingDown):
                 await hive.pool.spawn(FAILING)
+            hive.node.marked[record.worker_id, 1] = hive.node.processes[0]
+            with pytest.raises(ShuttingDown):
+                await hive.reception.announce(hive.speaker(record.worker_id), announcement(record.worker_id))
 
     async def test_requests_in_flight_get_their_time(self):
         async with running(FakeHive()) as hive:

@@ -72,8 +72,10 @@ def test_without_any_line_the_status_is_the_reason() -> None:
     )
 
 
-def test_sigkill_hints_at_memory() -> None:
-    assert "out of memory" in reason.crash(-signal.SIGKILL, [])
+def test_a_kill_has_nothing_to_do_with_what_was_said_before_it():
+    said = ["0.00.419.107 I srv          init: listening", "error: a request that was refused"]
+    assert reason.crash(-signal.SIGKILL, said) == "the engine was killed by SIGKILL"
+    assert "refused" in reason.crash(-signal.SIGSEGV, said)
 
 
 def test_a_reason_is_of_bounded_length() -> None:
