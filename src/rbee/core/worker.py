@@ -306,9 +306,7 @@ def _engine_exited(worker: Worker, _event: EngineExited) -> Step:
         return worker, ()
     # No reason yet: its keeper is about to say it, and knows more than that there is no engine any more.
     stopping, commands = _stopping(replace(worker, ending=worker.ending or ExitReason.CRASHED), AwaitExit())
-    return replace(
-        stopping, message="Its engine ended; its keeper says why next, or is killed."
-    ), commands
+    return replace(stopping, message="Its engine ended; its keeper says why next, or is killed."), commands
 
 
 def _exited(worker: Worker, event: Exited) -> Step:
