@@ -27,6 +27,7 @@ from rbee.core.routing import Standing
 from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
 from rbee.hive.reception import ReceptionOptions
+from rbee.hive.supervisor import Supervisor
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +126,30 @@ async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
         await settled()
         assert hive.node.forgotten == [record.worker_id]
         assert hive.routes.candidates("synthetic:x") == []
+
+
+async def test_a_request_that_ends_is_told_to_its_own_worker_alone(monkeypatch):
+    """With hundreds of workers, telling all of them took longer than the rest of a short request."""
+    told = []
+    monkeypatch.setattr(Supervisor, "load_changed", lambda supervisor: told.append(supervisor.record.worker_id))
+    async with running(FakeHive()) as hive:
+        first, _ = await ready_worker(hive), await ready_worker(hive)
+        hive.routes.acquire(first.worker_id)
+        hive.routes.release(first.worker_id)
+        assert told == [first.worker_id]
+
+
+async def test_two_who_wait_for_the_same_worker_to_be_idle_both_hear_of_it():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        supervisor = hive.pool._supervisors[record.worker_id]
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(supervisor.wait_idle)
+                tasks.start_soon(supervisor.wait_idle)
+                await settled()
+                hive.routes.release(record.worker_id)
 
 
 async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its_grace():
