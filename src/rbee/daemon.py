@@ -113,7 +113,7 @@ class Daemon:
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
-        self._machine = MachineReading(0, 0, 0, 0)
+        self._machine, self._machine_is_hidden = MachineReading(0, 0, 0, 0), False
         self._stopping = False
         self._left: list[str] = []
 
@@ -194,12 +194,22 @@ class Daemon:
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep a reading at hand: a scrape must not wait for a disk that does not answer."""
-        directory = self._settings.models.directory
-        self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+        await self._look_at_machine()
         task_status.started()
         while True:
             await anyio.sleep(MACHINE_INTERVAL)
+            await self._look_at_machine()
+
+    async def _look_at_machine(self) -> None:
+        directory = self._settings.models.directory
+        try:
             self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            self._machine_is_hidden = False
+        except OSError as error:
+            # No descriptor left, or a disk that is away: the last reading is better than no hive.
+            if not self._machine_is_hidden:
+                log.error("machine_not_read", directory=str(directory), reason=str(error))  # noqa: TRY400
+            self._machine_is_hidden = True
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
         async for number in signals:
