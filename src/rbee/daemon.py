@@ -32,6 +32,7 @@ from rbee.hive.pool import Adapters, Pool, PoolOptions
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
+from rbee.nodes import descriptors
 from rbee.nodes.local import LocalNode
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
@@ -106,7 +107,12 @@ class Daemon:
         )
         beat = settings.heartbeat
         self._heartbeats = Heartbeats(
-            self._registry, beat.interval, beat.stale_after, self._pool.went_stale, self._monitor.hive_was_paused
+            self._registry,
+            beat.interval,
+            beat.stale_after,
+            self._pool.went_stale,
+            self._monitor.hive_was_paused,
+            descriptors.can_open,
         )
         self._notifier = Notifier(environ)
         self._gateway = Gateway(
