@@ -347,6 +347,7 @@ def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
     gateway = settings.gateway
     return GatewayOptions(
         control_socket=control_path,
+        descriptors=descriptors.limit(),
         allowed_hosts=settings.server.allowed_hosts,
         cors_origins=gateway.cors_origins,
         max_body=gateway.max_body,
