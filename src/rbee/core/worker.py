@@ -264,7 +264,9 @@ def _spawned(worker: Worker, event: Spawned) -> Step:
 
 
 def _spawn_failed(worker: Worker, event: SpawnFailed) -> Step:
-    exit_ = Exit(reason=worker.ending or ExitReason.CRASHED, message=f"its process could not be started: {event.reason}")
+    exit_ = Exit(
+        reason=worker.ending or ExitReason.CRASHED, message=f"its process could not be started: {event.reason}"
+    )
     after, commands = _without_process(worker, exit_, event.decision)
     if after.state is S.BACKOFF and isinstance(event.decision, RestartAfter):
         delay = event.decision.delay
