@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,8 @@ class LocalNode:
         self._oom = oom or OomWatch()
         self._sweeper = Sweeper(self._groups)
         self._kept: dict[str, KeptProcess] = {}
+        # Read while there are descriptors to read it with.
+        processes.boot_id()
 
     async def spawn(self, launch: Launch) -> KeptProcess:
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
@@ -115,18 +118,16 @@ class LocalNode:
                 cwd=folder,
                 start_new_session=True,
             )
-        try:
+        with ExitStack() as undo:
+            # Not to be held or told from others means not to be kept: nobody would see it end.
+            undo.callback(_end, child)
             handle = processes.Handle(child.pid)
-        except OSError:
-            # Not to be watched means not to be kept: nobody would see it end.
-            child.kill()
-            child.wait()
-            raise
-        # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
-        group = self._groups.join(worker_id, launch.incarnation, child.pid)
-        # One that has ended already is a zombie until we reap it, so its pid is still its own.
-        identity = ProcessIdentity(child.pid, processes.start_time(child.pid) or 0, processes.boot_id())
-        around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
+            undo.callback(handle.close)
+            # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
+            group = self._groups.join(worker_id, launch.incarnation, child.pid)
+            identity = processes.identify_child(child.pid)
+            around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
+            undo.pop_all()
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around, child))
 
     async def adopt(self, row: StoredWorker) -> KeptProcess | None:
@@ -135,8 +136,11 @@ class LocalNode:
         handle = None if identity is None else processes.hold(identity)
         if identity is None or handle is None:
             return None
-        group = self._groups.adopt(worker_id, incarnation, identity.pid)
-        birth = self._oom.begin(identity.pid)
+        with ExitStack() as undo:
+            undo.callback(handle.close)
+            group = self._groups.adopt(worker_id, incarnation, identity.pid)
+            birth = self._oom.begin(identity.pid)
+            undo.pop_all()
         around = Surroundings(self._exit_file(worker_id, incarnation), incarnation, self._oom, birth, group)
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around))
 
@@ -212,6 +216,11 @@ class LocalNode:
     def _log_of(self, worker_id: str) -> Path:
         folder = self._directory / worker_id
         return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "0.log")
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    child.kill()
+    child.wait()
 
 
 def _incarnation_of(path: Path) -> int:

@@ -120,13 +120,19 @@ def _has_keeper(group: Path, mark: str) -> bool:
 
 
 def _is_orphan(found: Marked) -> bool:
+    """Raises OSError where its keeper cannot be looked at just now."""
     pid, _, started = found.keeper.partition(":")
     # Start 0: the keeper could not read its own. In another namespace its pid would be somebody else's.
     if not pid.isdecimal() or not started.isdecimal() or int(started) == 0:
         return False
-    if processes.start_time(int(pid)) == int(started):
+    try:
+        if processes.start_time(int(pid)) == int(started):
+            return False
+        is_ours = processes.same_user(found.pid)
+    except PermissionError:
+        # A keeper that may not be looked at is not known to be gone.
         return False
-    return processes.same_user(found.pid) and marks.in_our_pid_namespace(found.pid)
+    return is_ours and marks.in_our_pid_namespace(found.pid)
 
 
 async def end(pids: Iterable[int], condemned: Callable[[Marked], bool]) -> set[int]:
