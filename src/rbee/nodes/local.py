@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio.to_thread
+import anyio
 import structlog
 
 from rbee.core.environment import inherited
@@ -18,6 +18,7 @@ from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
 from rbee.core.worker import WorkerSpec
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
+from rbee.nodes.lanes import FILES, MEASURES, SPAWNS
 from rbee.nodes.oom import Birth, OomWatch
 from rbee.nodes.sweep import Sweeper
 
@@ -98,7 +99,7 @@ class LocalNode:
     async def spawn(self, launch: Launch) -> KeptProcess:
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
         # worker has no parent-death signal (it may outlive the hive), so the end of that thread means nothing to it.
-        return await anyio.to_thread.run_sync(self._spawn, launch)
+        return await SPAWNS.run(self._spawn, launch)
 
     def _spawn(self, launch: Launch) -> KeptProcess:
         worker_id = launch.spec.worker_id
@@ -153,7 +154,7 @@ class LocalNode:
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         path = self._exit_file(worker_id, incarnation)
-        word = await anyio.to_thread.run_sync(last_words.read, path, incarnation)
+        word = await FILES.run(last_words.read, path, incarnation)
         exit_ = UNKNOWN if word is None else completed(UNKNOWN, word)
         # Nobody was there to look at the counters.
         return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
@@ -178,7 +179,7 @@ class LocalNode:
         return await self._sweeper.sweep_orphans()
 
     async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
-        return await anyio.to_thread.run_sync(self._measure, pids)
+        return await MEASURES.run(self._measure, pids)
 
     def _measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
         # This is called all the time, which keeps the looks at the counters fresh.
@@ -189,19 +190,19 @@ class LocalNode:
         return processes.port_is_free(host, port)
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        return await anyio.to_thread.run_sync(logs.tail, self._log_of(worker_id), lines)
+        return await FILES.run(logs.tail, self._log_of(worker_id), lines)
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
         return logs.follow(lambda: self._log_of(worker_id), lines)
 
     async def forget(self, worker_id: str) -> None:
-        await anyio.to_thread.run_sync(shutil.rmtree, self._directory / worker_id, True)
+        await FILES.run(shutil.rmtree, self._directory / worker_id, True)
 
     async def cut_logs(self, interval: float) -> None:
         """Keep every log under its limit; ends only by cancellation."""
         while True:
             await anyio.sleep(interval)
-            await anyio.to_thread.run_sync(self._cut_all)
+            await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
         for path in self._directory.glob("*/*.log"):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
 import anyio
-import anyio.to_thread
 import psutil
 
+from rbee.nodes.lanes import SCANS
 from rbee.nodes.processes import LINUX, read_file
 
 INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
@@ -173,5 +173,5 @@ class SharedScan:
         async with self._scanning:
             if batch.found is None:
                 self._waiting = _Batch()
-                batch.found = await anyio.to_thread.run_sync(self._scan)
+                batch.found = await SCANS.run(self._scan)
         return batch.found

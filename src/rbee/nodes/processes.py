@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 import psutil
 
 from rbee.core.exits import UNKNOWN, Exit, from_wait_status
 from rbee.core.launch import ProcessIdentity
 from rbee.nodes import cgroups
+from rbee.nodes.lanes import ENDS
 
 LINUX: Final = sys.platform == "linux"
 _BLOCK: Final = 16 * 1024
@@ -138,7 +138,7 @@ class Handle:
     async def wait(self) -> None:
         """Return once it runs no more (it may still want to be reaped)."""
         if self._fd is None:
-            await anyio.to_thread.run_sync(_wait_elsewhere, self.pid, abandon_on_cancel=True)
+            await ENDS.run(_wait_elsewhere, self.pid, abandon_on_cancel=True)
         else:
             await anyio.wait_readable(self._fd)
 
