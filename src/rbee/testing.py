@@ -1,5 +1,7 @@
 """The fakes that we ship: a node, its processes, a store and a library that need no machine. Imported by tests only."""
 
+import errno
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +56,10 @@ class FakeProcess:
 
 
 class FakeNode:
-    """Records what was launched; ``deaf``: new processes ignore SIGTERM."""
+    """Records what was launched.
+
+    ``deaf``: new processes ignore SIGTERM. ``blind``: so many of the next looks at a process fail.
+    """
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
@@ -70,6 +75,7 @@ class FakeNode:
         self.taken_ports: set[int] = set()
         self.fail_next: OSError | None = None
         self.deaf = False
+        self.blind = 0
         self.fork_delay = 0.0
         self.forget_delay = 0.0
         self.sweep_delay = 0.0
@@ -84,7 +90,13 @@ class FakeNode:
         self.processes.append(process)
         return process
 
+    def _look(self) -> None:
+        if self.blind > 0:
+            self.blind -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
     def watch(self, pid: int) -> FakeProcess | None:
+        self._look()
         return self.others.get(pid)
 
     def add_other(self, pid: int) -> FakeProcess:
@@ -99,12 +111,14 @@ class FakeNode:
 
     async def adopt(self, row: StoredWorker) -> FakeProcess | None:
         await anyio.lowlevel.checkpoint()
+        self._look()
         if row.identity is None:
             return self.marked.get((row.spec.worker_id, row.incarnation))
         return self.living.get(row.identity)
 
     async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
         await anyio.lowlevel.checkpoint()
+        self._look()
         process = self.marked.get((worker_id, incarnation))
         return None if process is None else process.identity
 
