@@ -58,7 +58,8 @@ class FakeProcess:
 class FakeNode:
     """Records what was launched.
 
-    ``deaf``: new processes ignore SIGTERM. ``blind``: so many of the next looks at a process fail.
+    ``deaf``: new processes ignore SIGTERM. ``blind``, ``sweep_failures``: so
+    many of the next looks at a process, or sweeps, fail.
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,8 @@ class FakeNode:
         self.fail_next: OSError | None = None
         self.deaf = False
         self.blind = 0
+        self.sweep_failures = 0
+        self.log_failure: OSError | None = None
         self.fork_delay = 0.0
         self.forget_delay = 0.0
         self.sweep_delay = 0.0
@@ -136,6 +139,9 @@ class FakeNode:
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         await anyio.sleep(self.sweep_delay)
+        if self.sweep_failures > 0:
+            self.sweep_failures -= 1
+            raise OSError("too many open files")
         self.swept.append((worker_id, incarnation))
         return 0
 
@@ -143,6 +149,8 @@ class FakeNode:
         return port not in self.taken_ports
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        if self.log_failure is not None:
+            raise self.log_failure
         return [f"line {number}" for number in range(1, lines + 1)][-lines:]
 
     async def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:

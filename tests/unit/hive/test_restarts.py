@@ -8,6 +8,7 @@ import pytest
 from rbee.core.errors import CircuitNotFound, CircuitOpen
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.restart import CircuitState, RestartRules, key_of
+from rbee.core.routing import Standing
 from rbee.core.worker import Restart, WorkerState
 from rbee.testing import FakeHive
 from tests.unit.hive.pools import CRASH, FAILING, crash, make_ready, ready_worker, running, settled
@@ -250,18 +251,18 @@ async def test_what_cannot_be_started_for_long_is_tried_less_and_less_often_and_
 
 
 async def test_when_a_circuit_opens_nobody_of_its_kind_waits_on_in_vain():
-    async with running(FakeHive()) as hive:
+    rules = RestartRules(base_delay=50.0, jitter=0.0, max_failures=2)
+    async with running(FakeHive(options=replace(FakeHive().options, restart=rules))) as hive:
         first, second = await ready_worker(hive, FAILING), await ready_worker(hive, FAILING)
         hive.node.processes[0].end(CRASH)
         await settled()
         assert first.worker.state is S.BACKOFF
-        for _ in range(4):
-            await crash(hive)
-            await anyio.sleep(restart_wait(second))
-            await settled()
+        hive.node.processes[1].end(CRASH)
+        await settled()
         assert {first.worker.state, second.worker.state} == {S.FAILED}
-        assert "Its circuit is open" in first.worker.message
+        assert "Its circuit is open (2 failures in 300 s); the next try is at" in first.worker.message
         assert "exit code 1" in first.worker.message
+        assert hive.routes.candidates("synthetic:x")[0].standing is Standing.OUT
 
 
 async def test_a_log_that_cannot_be_read_costs_the_log_alone():
