@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import anyio.to_thread
 
 from rbee.core.launch import StoredWorker
@@ -22,11 +23,15 @@ class DatabaseFailed(OSError):
 
 
 class WorkerStore:
-    """*path*'s directory must exist. Every call runs in a thread: a slow disk must not stop the loop."""
+    """*path*'s directory must exist. Every call runs in a thread: a slow disk must not stop the loop.
+
+    One at a time, and those that wait are tasks: as threads they would take all that there are from everybody else.
+    """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path = path
         self._now = now
+        self._one = anyio.CapacityLimiter(1)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -36,7 +41,7 @@ class WorkerStore:
         A file that is damaged, of a newer version, or with a row that this version does not know is renamed, an empty
         one opened instead, and what was done returned. Raises DatabaseFailed, which names the file.
         """
-        return await anyio.to_thread.run_sync(self._open)
+        return await anyio.to_thread.run_sync(self._open, limiter=self._one)
 
     async def save(self, row: StoredWorker) -> None:
         """Put *row* in place of the one with its id, all of it. Raises DatabaseFailed."""
@@ -67,7 +72,7 @@ class WorkerStore:
         return kept
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await anyio.to_thread.run_sync(self._locked, work)
+        return await anyio.to_thread.run_sync(self._locked, work, limiter=self._one)
 
     def _locked(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
