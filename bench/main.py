@@ -38,6 +38,9 @@ PAIRS = 9
 TOKENS = {1: 384, 4: 192}
 """By clients: long enough that neither start-up nor a moment's noise decides."""
 IDLE_SECONDS = 20.0
+IDLE_WORKERS = 10
+MONITOR_INTERVAL = 30.0
+"""Seconds: one round of health checks, one heartbeat of each worker, six measurements of their memory."""
 BEATS = 2000
 STARTS = 5
 
@@ -63,6 +66,13 @@ def start_and_idle(folder: Path) -> Iterator[Row]:
         used = (cpu_seconds(pid) - before) / IDLE_SECONDS * 100
         yield at_most("idle: resident memory", rss_bytes(pid) / MIB, 90, "MiB")
         yield at_most(f"idle: processor over {IDLE_SECONDS:g} s", used, 0.5, "% of a core")
+        for number in range(IDLE_WORKERS):
+            hive.ready(f"synthetic:m{number}")
+        before = cpu_seconds(pid)
+        time.sleep(MONITOR_INTERVAL)
+        used = (cpu_seconds(pid) - before) / MONITOR_INTERVAL * 100
+        what = f"idle with {IDLE_WORKERS} idle workers: processor over {MONITOR_INTERVAL:g} s"
+        yield at_most(what, used, 0.5, "% of a core")
 
 
 def heartbeats(folder: Path) -> Iterator[Row]:

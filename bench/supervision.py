@@ -48,7 +48,9 @@ def deaths(folder: Path) -> Iterator[Row]:
     """From SIGKILL to out of routing, and to the fork of the next life, by the journal's own time."""
     with running_hive(folder / "deaths", REPLACED_AT_ONCE) as hive:
         ids = [hive.spawn(f"synthetic:m{number}") for number in range(POOL)]
-        kills = [kill for life in range(1, ROUNDS + 1) for kill in _kill_each(hive, ids, life)]
+        kills: list[Kill] = []
+        for turn in range(ROUNDS):
+            kills += _kill_each(hive, ids, ("pid", "engine_pid")[turn % 2], kills[-POOL:])
         _wait_all_idle(hive, POOL)
         journal = _journal(hive)
     for part, name in (("pid", "keeper"), ("engine_pid", "engine")):
@@ -120,18 +122,18 @@ def _relaunch(hive: Hive) -> float:
     return time.perf_counter() - begin
 
 
-def _kill_each(hive: Hive, ids: Sequence[str], life: int) -> Iterator[Kill]:
-    """Keepers in odd lives, engines in even ones."""
-    part = "pid" if life % 2 else "engine_pid"
-    for worker_id in ids:
-        worker = wait_for(lambda w=worker_id: _idle_in(hive.worker(w), life), f"life {life} of {worker_id}")
+def _kill_each(hive: Hive, ids: Sequence[str], part: str, before: Sequence[Kill]) -> Iterator[Kill]:
+    """*before*: the last kill of each, none of which is taken for the life after it."""
+    for index, worker_id in enumerate(ids):
+        last = before[index].life if before else 0
+        worker = wait_for(lambda w=worker_id, n=last: _idle_after(hive.worker(w), n), f"{worker_id} is replaced")
         at = datetime.now(UTC)
         os.kill(worker[part], signal.SIGKILL)
-        yield Kill(worker_id, life, part, at)
+        yield Kill(worker_id, worker["incarnation"], part, at)
 
 
-def _idle_in(worker: Entry, life: int) -> Entry | None:
-    return worker if worker["state"] == "idle" and worker["incarnation"] == life else None
+def _idle_after(worker: Entry, life: int) -> Entry | None:
+    return worker if worker["state"] == "idle" and worker["incarnation"] > life else None
 
 
 def _wait_all_idle(hive: Hive, count: int) -> None:
