@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
+
+from rbee.nodes.lanes import FILES
 
 _BLOCK: Final = 64 * 1024
 _FOLLOW_INTERVAL: Final = 0.25
 """Seconds between two looks at a log that somebody follows."""
 MAX_LINES: Final = 10_000
+
+
+def files(folder: Path) -> list[Path]:
+    """The logs in a folder, in no order; none where it cannot be read, or is no folder. Blocking.
+
+    ``Path.glob`` is no use here: before Python 3.13 it raises for a folder that is removed while it looks.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder) if name.endswith(".log")]
+    except OSError:
+        return []
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -44,13 +56,13 @@ async def follow(newest: Callable[[], Path], lines: int) -> AsyncIterator[str]:
     the logs is gone, or the consumer leaves.
     """
     path = newest()
-    first, position = await anyio.to_thread.run_sync(_tail_from, path, lines)
+    first, position = await FILES.run(_tail_from, path, lines)
     for line in first:
         yield line
     rest = b""
     while path.parent.is_dir():
         await anyio.sleep(_FOLLOW_INTERVAL)
-        fresh, position = await anyio.to_thread.run_sync(_read_from, path, position)
+        fresh, position = await FILES.run(_read_from, path, position)
         whole = (rest + fresh).split(b"\n")
         rest = whole.pop()
         for found in whole:
