@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import socket
+import sys
 import time
 from contextlib import ExitStack
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.hives import QUICK, Hive, wait_for
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's own")
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
