@@ -63,7 +63,10 @@ class Node(Protocol):
         ...
 
     async def sweep_orphans(self) -> int:
-        """SIGKILL what is left of keepers that are gone, whoever started them; returns how many there were."""
+        """SIGKILL what is left of keepers that are gone, whoever started them; returns how many there were.
+
+        What does not end is logged and left.
+        """
         ...
 
     async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
@@ -71,7 +74,11 @@ class Node(Protocol):
         ...
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone."""
+        """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone.
+
+        Raises OSError, after some seconds of trying, where any of them does not end or cannot be looked for; its
+        words name the pids. Nothing is given up then: it can be called again.
+        """
         ...
 
     def port_is_free(self, host: str, port: int) -> bool: ...

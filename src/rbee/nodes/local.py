@@ -169,11 +169,15 @@ class LocalNode:
         return processes.watch(pid)
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        kept = self._kept.pop(marks.mark_of(worker_id, incarnation), None)
+        mark = marks.mark_of(worker_id, incarnation)
+        kept = self._kept.get(mark)
         if kept is None:
             return await self._sweeper.sweep(worker_id, incarnation)
         kept.swept()
-        return await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
+        killed = await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
+        # Only now: a sweep that failed is tried again, and must know then who its keeper was.
+        self._kept.pop(mark, None)
+        return killed
 
     async def sweep_orphans(self) -> int:
         return await self._sweeper.sweep_orphans()
