@@ -84,7 +84,10 @@ class Node(Protocol):
     def port_is_free(self, host: str, port: int) -> bool: ...
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        """The last lines of the newest log of a worker."""
+        """The last lines of the newest log of a worker, or as many as can be read.
+
+        Empty where there is no log. Raises OSError where nothing of it can be read.
+        """
         ...
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,7 @@ class LocalNode:
         return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
 
     def _drop_old(self, folder: Path) -> None:
-        by_age = sorted(folder.glob("*.log"), key=_incarnation_of)
+        by_age = logs.of(folder)
         for old in by_age[: max(0, len(by_age) - self._keep + 1)]:
             old.unlink(missing_ok=True)
             old.with_suffix(".exit.json").unlink(missing_ok=True)
@@ -194,10 +194,13 @@ class LocalNode:
         return processes.port_is_free(host, port)
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        return await FILES.run(logs.tail, self._log_of(worker_id), lines)
+        return await FILES.run(self._tail, worker_id, lines)
+
+    def _tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        return logs.tail(logs.newest(self._directory / worker_id), lines)
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
-        return logs.follow(lambda: self._log_of(worker_id), lines)
+        return logs.follow(self._directory / worker_id, lines)
 
     async def forget(self, worker_id: str) -> None:
         await FILES.run(shutil.rmtree, self._directory / worker_id, True)
@@ -209,18 +212,15 @@ class LocalNode:
             await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
-        for path in self._directory.glob("*/*.log"):
-            try:
-                logs.cut(path, self._max_log_bytes)
-            except OSError as error:
-                log.warning("log_not_cut", path=str(path), reason=str(error))
+        for folder in _listed(logs.folders, self._directory):
+            for path in _listed(logs.of, folder):
+                try:
+                    logs.cut(path, self._max_log_bytes)
+                except OSError as error:
+                    log.warning("log_not_cut", path=str(path), reason=str(error))
 
     def _exit_file(self, worker_id: str, incarnation: int) -> Path:
         return self._directory / worker_id / f"{incarnation}.exit.json"
-
-    def _log_of(self, worker_id: str) -> Path:
-        folder = self._directory / worker_id
-        return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "0.log")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
@@ -228,8 +228,12 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def _incarnation_of(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else 0
+def _listed(listing: Callable[[Path], list[Path]], folder: Path) -> list[Path]:
+    try:
+        return listing(folder)
+    except OSError as error:
+        log.warning("log_not_cut", path=str(folder), reason=str(error))
+        return []
 
 
 def command(launch: Launch, exit_file: Path) -> list[str]:

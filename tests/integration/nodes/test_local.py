@@ -1,11 +1,14 @@
 """Real processes of the local node: identity, signals that never hit a stranger, logs, what a worker is told."""
 
+import contextlib
+import io
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import anyio
@@ -18,6 +21,7 @@ from rbee.core.worker import WorkerSpec
 from rbee.nodes import logs, processes
 from rbee.nodes.local import LocalNode, command, environment
 from tests.hives import wait_for
+from tests.integration.nodes.exhausted import no_descriptors
 
 pytestmark = pytest.mark.anyio
 SPEC = WorkerSpec("w-1", "synthetic:x", engine="synthetic", engine_args=("--load-seconds", "5"), alias="chat")
@@ -149,10 +153,6 @@ def test_the_template_of_a_command_engine_travels_in_the_environment(tmp_path):
     assert "vllm" not in " ".join(command(launch, tmp_path / "exit.json"))
 
 
-def newest(folder):
-    return max(folder.glob("*.log"), default=folder / "0.log")
-
-
 class TestLogs:
     def test_the_tail_of_a_log_is_its_last_lines(self, tmp_path):
         log = tmp_path / "1.log"
@@ -186,7 +186,7 @@ class TestLogs:
         log.write_text("one\ntwo\n")
         seen = []
         with anyio.fail_after(30):
-            async for line in logs.follow(lambda: newest(tmp_path), 1):
+            async for line in logs.follow(tmp_path, 1):
                 seen.append(line)
                 if line == "two":
                     with log.open("a") as writer:
@@ -201,3 +201,82 @@ class TestLogs:
                 elif line == "six":
                     shutil.rmtree(tmp_path)
         assert seen == ["two", "three", "four", "five", "six"]
+
+    def test_one_that_follows_outlives_a_moment_without_descriptors(self, tmp_path):
+        log = tmp_path / "1.log"
+        log.write_text("one\n")
+        follower = logs._Follower(tmp_path, 5)
+        with no_descriptors():
+            assert follower.look() == []
+        assert follower.look() == ["one"]
+        log.write_text("one\ntwo\n")
+        with no_descriptors():
+            assert follower.look() == []
+        assert follower.look() == ["two"]
+        shutil.rmtree(tmp_path)
+        assert follower.look() is None
+
+    async def test_of_a_worker_without_a_folder_there_is_nothing_to_follow_or_read(self, node):
+        assert [line async for line in node.follow("w-1", 5)] == []
+        assert await node.tail("w-1", 5) == []
+
+    async def test_a_log_that_cannot_be_read_is_an_error_and_not_empty(self, node, tmp_path):
+        (tmp_path / "workers" / "w-1" / "1.log").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError):
+            await node.tail("w-1", 5)
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            await node.tail("w-1", 5)
+
+    def test_what_can_be_read_of_a_log_on_a_broken_disk_is_shown(self):
+        class BrokenAtTheFront(io.BytesIO):
+            def read(self, size=-1):
+                if self.tell() == 0:
+                    raise OSError("bad sector")
+                return super().read(size)
+
+        class Path:
+            def __init__(self, content):
+                self._content = content
+
+            def open(self, _mode):
+                return BrokenAtTheFront(self._content)
+
+        assert logs.tail(Path(b"x" * 100 + b"\nlast\n" * 20_000), 60_000)[-1] == "last"
+        with pytest.raises(OSError, match="bad sector"):
+            logs.tail(Path(b"short\n"), 5)
+
+    async def test_cutting_goes_on_whatever_cannot_be_listed(self, tmp_path):
+        class Node(LocalNode):
+            def _cut_all(self):
+                super()._cut_all()
+                rounds.release()
+
+        rounds = threading.Semaphore(0)
+        node = Node(tmp_path / "workers", {}, 100, keep=5)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node.cut_logs, 0)
+            assert await anyio.to_thread.run_sync(rounds.acquire, True, 60)
+            long = tmp_path / "workers" / "w-1" / "1.log"
+            long.parent.mkdir(parents=True)
+            with no_descriptors():
+                for _ in range(2):
+                    assert await anyio.to_thread.run_sync(rounds.acquire, True, 60)
+            long.write_text("line\n" * 1000)
+            await anyio.to_thread.run_sync(wait_for, lambda: long.stat().st_size < 100, "it is cut")
+            tasks.cancel_scope.cancel()
+
+    def test_a_worker_that_is_forgotten_while_logs_are_cut_disturbs_nothing(self, tmp_path, monkeypatch):
+        node = LocalNode(tmp_path, {}, 100, keep=5)
+        for name in ("w-1", "w-2"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.log").write_text("line\n" * 1000)
+        really = logs.folders
+
+        def listed_and_forgotten(directory):
+            found = really(directory)
+            shutil.rmtree(tmp_path / "w-1")
+            return found
+
+        monkeypatch.setattr(logs, "folders", listed_and_forgotten)
+        node._cut_all()
+        assert (tmp_path / "w-2" / "1.log").stat().st_size < 100
