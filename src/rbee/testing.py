@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -59,6 +59,7 @@ class FakeNode:
     """Records what was launched.
 
     ``deaf``: new processes ignore SIGTERM. ``blind``: so many of the next looks at a process fail.
+    ``strangers``: workers of which something is kept, whoever knows them.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,7 @@ class FakeNode:
         self.others: dict[int, FakeProcess] = {}
         self.swept: list[tuple[str, int]] = []
         self.forgotten: list[str] = []
+        self.strangers: set[str] = set()
         self.living: dict[ProcessIdentity, FakeProcess] = {}
         self.marked: dict[tuple[str, int], FakeProcess] = {}
         self.last_words: dict[tuple[str, int], Exit] = {}
@@ -151,6 +153,14 @@ class FakeNode:
     async def forget(self, worker_id: str) -> None:
         await anyio.sleep(self.forget_delay)
         self.forgotten.append(worker_id)
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        await anyio.lowlevel.checkpoint()
+        self._look()
+        removed = sorted(self.strangers.difference(known))
+        self.strangers.difference_update(removed)
+        self.forgotten += removed
+        return len(removed)
 
 
 class FakeProbe:

@@ -1,6 +1,6 @@
 """What the hive needs of the world. Adapters live in nodes/, storage/ and models/; daemon.py hands them in."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from rbee.core.exits import Exit
@@ -96,6 +96,14 @@ class Node(Protocol):
 
     async def forget(self, worker_id: str) -> None:
         """Remove what is kept of a worker (its logs)."""
+        ...
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        """Remove what is kept of workers that nobody knows any more; returns how many there were.
+
+        Those are the workers that are not *known*, that no living process belongs to, and that were neither spawned
+        nor adopted here. Raises OSError where that cannot be found out; nothing is removed then.
+        """
         ...
 
 

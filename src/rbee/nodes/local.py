@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +93,12 @@ class LocalNode:
         self._oom = oom or OomWatch()
         self._sweeper = Sweeper(self._groups)
         self._kept: dict[str, KeptProcess] = {}
+        self._begun: set[str] = set()
         # Read while there are descriptors to read it with.
         processes.boot_id()
 
     async def spawn(self, launch: Launch) -> KeptProcess:
+        self._begun.add(launch.spec.worker_id)
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
         # worker has no parent-death signal (it may outlive the hive), so the end of that thread means nothing to it.
         return await SPAWNS.run(self._spawn, launch)
@@ -133,6 +135,7 @@ class LocalNode:
 
     async def adopt(self, row: StoredWorker) -> KeptProcess | None:
         worker_id, incarnation = row.spec.worker_id, row.incarnation
+        self._begun.add(worker_id)
         identity = row.identity or await self._sweeper.find_keeper(worker_id, incarnation)
         handle = None if identity is None else processes.hold(identity)
         if identity is None or handle is None:
@@ -162,8 +165,9 @@ class LocalNode:
     def _drop_old(self, folder: Path) -> None:
         by_age = logs.of(folder)
         for old in by_age[: max(0, len(by_age) - self._keep + 1)]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".exit.json").unlink(missing_ok=True)
+            # With the log go the word that was left of its end, and what a killed keeper had begun of one.
+            for left in folder.glob(f"{old.stem}.*"):
+                left.unlink(missing_ok=True)
 
     def watch(self, pid: int) -> processes.WatchedProcess | None:
         return processes.watch(pid)
@@ -204,6 +208,22 @@ class LocalNode:
 
     async def forget(self, worker_id: str) -> None:
         await FILES.run(shutil.rmtree, self._directory / worker_id, True)
+        self._begun.discard(worker_id)
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        folders = await FILES.run(logs.folders, self._directory)
+        strangers = {folder.name for folder in folders}.difference(known)
+        if not strangers:
+            return 0
+        living = {found.incarnation.rpartition(":")[0] for found in await self._sweeper.scan()}
+        # One that was begun meanwhile has a folder before it has a process.
+        return await FILES.run(self._remove, strangers - living - self._begun)
+
+    def _remove(self, worker_ids: Collection[str]) -> int:
+        folders = [self._directory / worker_id for worker_id in worker_ids]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return sum(not folder.exists() for folder in folders)
 
     async def cut_logs(self, interval: float) -> None:
         """Keep every log under its limit; ends only by cancellation."""

@@ -1,6 +1,5 @@
 """Real processes of the local node: identity, signals that never hit a stranger, logs, what a worker is told."""
 
-import contextlib
 import io
 import os
 import resource
@@ -18,7 +17,7 @@ import pytest
 from rbee.core.exits import ExitReason
 from rbee.core.launch import EngineOptions, Launch
 from rbee.core.worker import WorkerSpec
-from rbee.nodes import logs, processes
+from rbee.nodes import logs, marks, processes
 from rbee.nodes.local import LocalNode, command, environment
 from tests.hives import wait_for
 from tests.integration.nodes.exhausted import no_descriptors
@@ -122,8 +121,60 @@ def test_only_the_last_logs_of_a_worker_are_kept(tmp_path):
     for number in (1, 2, 3, 9, 10, 11):
         (folder / f"{number}.log").touch()
         (folder / f"{number}.exit.json").touch()
+    (folder / "3.exit.json.77.tmp").touch()
     node._drop_old(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["10.exit.json", "10.log", "11.exit.json", "11.log"]
+
+
+class TestStrangers:
+    @pytest.fixture
+    def folder_of(self, tmp_path):
+        def make(worker_id):
+            folder = tmp_path / "workers" / worker_id
+            folder.mkdir(parents=True)
+            (folder / "1.exit.json.77.tmp").touch()
+            return folder
+
+        return make
+
+    async def test_what_nobody_knows_and_nothing_lives_of_is_removed(self, node, folder_of, worker_id, start_sleeper):
+        lost, known, living = folder_of("w-lost"), folder_of("w-known"), folder_of(worker_id)
+        start_sleeper({marks.INCARNATION_VARIABLE: f"{worker_id}:7"})
+        assert await node.forget_strangers({"w-known", "w-elsewhere"}) == 1
+        assert not lost.exists()
+        assert known.exists()
+        assert living.exists()
+
+    async def test_nothing_is_removed_of_one_that_is_being_started_or_was_adopted(self, node, folder_of, row):
+        begun, adopted = folder_of("w-1"), folder_of(row.spec.worker_id)
+        await node.adopt(row)
+        process = await node.spawn(LAUNCH)
+        process.kill()
+        await process.wait()
+        await node.sweep("w-1", 3)
+        assert await node.forget_strangers(()) == 0
+        assert begun.exists()
+        assert adopted.exists()
+        await node.forget("w-1")
+        folder_of("w-1")
+        assert await node.forget_strangers(()) == 1
+
+    async def test_nothing_is_removed_while_nobody_can_say_what_lives(self, node, folder_of):
+        lost = folder_of("w-lost")
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            await node.forget_strangers(())
+        node._sweeper.scan = marks.SharedScan(scan_without_descriptors)
+        with pytest.raises(OSError, match="Too many open files"):
+            await node.forget_strangers(())
+        assert lost.exists()
+
+    async def test_without_any_folder_there_is_nothing_to_do(self, node):
+        assert await node.forget_strangers(()) == 0
+
+
+def scan_without_descriptors():
+    with no_descriptors():
+        return marks.scan()
 
 
 def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(tmp_path):
