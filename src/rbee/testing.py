@@ -28,6 +28,7 @@ class FakeProcess:
     identity: ProcessIdentity
     deaf: bool = False
     signals: list[str] = field(default_factory=list)
+    closed: bool = False
     _exit: Exit | None = None
     _ended: anyio.Event = field(default_factory=anyio.Event)
 
@@ -35,6 +36,9 @@ class FakeProcess:
         await self._ended.wait()
         assert self._exit is not None
         return self._exit
+
+    def close(self) -> None:
+        self.closed = True
 
     def terminate(self) -> None:
         self.signals.append("TERM")

@@ -18,6 +18,13 @@ class Process(Protocol):
         """Return once it has ended. To be awaited once: it lets go of the process."""
         ...
 
+    def close(self) -> None:
+        """Let go of a process that nobody waits for, as it is; its signals go nowhere from then on.
+
+        Where somebody waits, nothing happens: the wait lets go of it, also when it is cancelled.
+        """
+        ...
+
     def terminate(self) -> None:
         """SIGTERM to it alone; nothing happens when it is gone or the pid is another's by now."""
         ...

@@ -149,7 +149,11 @@ class LocalNode:
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around))
 
     def _keep_hold(self, worker_id: str, process: KeptProcess) -> KeptProcess:
-        self._kept[marks.mark_of(worker_id, process.incarnation)] = process
+        mark = marks.mark_of(worker_id, process.incarnation)
+        replaced = self._kept.get(mark)
+        if replaced is not None:
+            replaced.close()
+        self._kept[mark] = process
         return process
 
     async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:

@@ -20,7 +20,8 @@ from rbee.core.worker import WorkerSpec
 from rbee.nodes import logs, marks, processes
 from rbee.nodes.local import LocalNode, command, environment
 from tests.hives import wait_for
-from tests.integration.nodes.exhausted import no_descriptors
+from tests.integration.nodes.exhausted import no_descriptors, open_descriptors
+from tests.integration.nodes.family import family
 
 pytestmark = pytest.mark.anyio
 SPEC = WorkerSpec("w-1", "synthetic:x", engine="synthetic", engine_args=("--load-seconds", "5"), alias="chat")
@@ -72,6 +73,42 @@ async def test_a_process_that_is_not_our_child_is_seen_to_end_too(sleeper):
     sleeper.kill()
     exit_ = await watched.wait()
     assert (exit_.code, exit_.signal_number) == (None, None)
+
+
+async def test_a_process_is_let_go_of_without_waiting(sleeper):
+    before = open_descriptors()
+    watched = processes.watch(sleeper.pid)
+    watched.close()
+    watched.close()
+    assert open_descriptors() == before
+    watched.kill()
+    assert processes.identify(sleeper.pid) == watched.identity
+    with pytest.raises(anyio.ClosedResourceError):
+        await watched.wait()
+
+
+async def test_one_that_is_waited_for_is_let_go_of_by_who_waits(sleeper):
+    before = open_descriptors()
+    watched = processes.watch(sleeper.pid)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watched.wait)
+        await anyio.wait_all_tasks_blocked()
+        watched.close()
+        sleeper.kill()
+    assert open_descriptors() == before
+
+
+async def test_a_worker_that_is_taken_over_twice_is_held_once(node, row, worker_id):
+    with family(f"{worker_id}:7"):
+        first = await node.adopt(row)
+        before = open_descriptors()
+        second = await node.adopt(row)
+        assert len(open_descriptors()) == len(before)
+        first.kill()
+        with pytest.raises(anyio.ClosedResourceError):
+            await first.wait()
+        second.kill()
+        await second.wait()
 
 
 async def test_a_process_can_be_killed_when_no_descriptor_is_left(sleeper):
