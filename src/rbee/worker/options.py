@@ -49,6 +49,7 @@ class Options(NamedTuple):
     heartbeat_interval: float | None
     orphan_timeout: float
     drain_timeout: float
+    end_timeout: float | None
     alias: str | None
     incarnation: int | None
     exit_file: str | None
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--heartbeat-interval", type=_seconds(above=0.0), help="seconds (30)")
     add("--orphan-timeout", default=300.0, type=_seconds(above=0.0), help="seconds without a hive until it ends")
     add("--drain-timeout", default=30.0, type=_seconds(above=-1.0), help="seconds for requests in flight at the end")
+    add("--end-timeout", type=_seconds(above=0.0), help="seconds from the first signal until this process is killed")
     add("--alias", type=_printable)
     add("--incarnation", type=_whole(0, 1 << 62))
     add("--exit-file", help="where to leave word of how it ended")

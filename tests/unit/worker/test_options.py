@@ -77,6 +77,7 @@ def test_the_synthetic_engine_needs_no_model() -> None:
         (["--heartbeat-interval", "nan"], {}, "--heartbeat-interval"),
         (["--orphan-timeout", "inf"], {}, "--orphan-timeout"),
         (["--drain-timeout", "-1"], {}, "--drain-timeout"),
+        (["--end-timeout", "0"], {}, "--end-timeout"),
         (["--incarnation", "x"], {}, "--incarnation"),
         (["--unknown", "x"], {}, "--unknown"),
         (["--", "--unknown", "x"], {}, "--unknown"),
