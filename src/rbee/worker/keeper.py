@@ -6,6 +6,7 @@ event in the mailbox; the conversations with hive and engine have threads of the
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -67,8 +68,13 @@ class Keeper:
         options = self._options
         become_subreaper()
         self._mailbox.listen_to((*_STOP_SIGNALS, signal.SIGCHLD))
-        if not self._choose_port(options.port):
-            return self._leave_word(self._no_port())
+        try:
+            if not self._choose_port(options.port):
+                return self._leave_word(self._no_port())
+        except socket.gaierror as error:
+            text = f"the host {options.host} is not known here: {error.strerror}"
+            log.error("No address", reason=text)
+            return self._leave_word(Ending("load_failed", text, 1))
         hive = HiveClient(options.callback, options.token, _identity(options))
         first = Announcement("loading", self._url)
         self._reporter = Reporter(
