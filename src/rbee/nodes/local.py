@@ -280,6 +280,7 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
         "--heartbeat-interval": launch.heartbeat_interval,
         "--orphan-timeout": launch.orphan_timeout,
         "--drain-timeout": launch.drain_timeout,
+        "--end-timeout": launch.end_timeout,
         "--incarnation": launch.incarnation,
         "--prompt-cache": launch.prompt_cache_bytes,
         "--exit-file": exit_file,
