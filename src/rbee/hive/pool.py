@@ -225,10 +225,20 @@ class Pool:
         for supervisor in list(self._supervisors.values()):
             if not supervisor.worker.spec.external:
                 await supervisor.wait_judged()
-        orphans = await self._adapters.node.sweep_orphans()
-        if orphans:
-            log.warning("orphans_killed", processes=orphans)
+        await self._clear_away()
         self._adopted.set()
+
+    async def _clear_away(self) -> None:
+        """What earlier hives left that belongs to nobody: processes without a keeper, folders without a worker."""
+        node = self._adapters.node
+        try:
+            orphans = await node.sweep_orphans()
+            strangers = await node.forget_strangers({record.worker_id for record in self._registry})
+        except OSError as error:
+            log.error("leftovers_not_cleared", reason=str(error))  # noqa: TRY400
+            return
+        if orphans or strangers:
+            log.warning("leftovers_cleared", processes=orphans, workers=strangers)
 
     async def stop(self, budget: float) -> list[str]:
         """End every worker within *budget* seconds; returns the ids of those that would not.
@@ -362,6 +372,7 @@ class Pool:
             orphan_timeout=options.orphan_timeout,
             # The hive has drained it already when it signals, so the keeper waits for little more than nothing.
             drain_timeout=options.term_grace / 2,
+            end_timeout=options.term_grace,
             prompt_cache_bytes=options.prompt_cache_bytes,
             engine=options.engines.get(spec.engine, EngineOptions()),
         )
