@@ -50,6 +50,8 @@ MACHINE_INTERVAL: Final = 5.0
 CONTROL_CLOSE_TIMEOUT: Final = 2
 """Whole seconds that open control requests (a followed log) get at the end."""
 GATEWAY_CLOSE_TIMEOUT: Final = 2.0
+CLOSE_RESERVE: Final = 10.0
+"""Seconds beyond shutdown_timeout after which the service manager may think that the stop hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,7 @@ class Daemon:
         self._gateway.closing = True
         self._gateway.ready_problem = lambda: "shutting down"
         began, lifecycle = anyio.current_time(), self._settings.lifecycle
+        self._notifier.extend_timeout(lifecycle.shutdown_timeout + CLOSE_RESERVE)
         self._notifier.stopping("Stopping the workers.")
         end_workers = self._pool.leave if lifecycle.on_shutdown == "leave" else self._pool.stop
         self._left = await end_workers(lifecycle.shutdown_timeout)
@@ -302,6 +305,7 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
             for name, engine in settings.engine.items()
         },
         health_timeout=settings.monitor.health_timeout,
+        leaves_workers=settings.lifecycle.on_shutdown == "leave",
         restart=RestartRules(**settings.restart.model_dump(exclude={"policy"})),
     )
 

@@ -1,5 +1,7 @@
 """The fakes that we ship: a node, its processes, a store and a library that need no machine. Imported by tests only."""
 
+import errno
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +56,11 @@ class FakeProcess:
 
 
 class FakeNode:
-    """Records what was launched; ``deaf``: new processes ignore SIGTERM."""
+    """Records what was launched.
+
+    ``deaf``: new processes ignore SIGTERM. ``blind``, ``sweep_failures``: so
+    many of the next looks at a process, or sweeps, fail.
+    """
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
@@ -70,6 +76,9 @@ class FakeNode:
         self.taken_ports: set[int] = set()
         self.fail_next: OSError | None = None
         self.deaf = False
+        self.blind = 0
+        self.sweep_failures = 0
+        self.log_failure: OSError | None = None
         self.fork_delay = 0.0
         self.forget_delay = 0.0
         self.sweep_delay = 0.0
@@ -84,7 +93,13 @@ class FakeNode:
         self.processes.append(process)
         return process
 
+    def _look(self) -> None:
+        if self.blind > 0:
+            self.blind -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
     def watch(self, pid: int) -> FakeProcess | None:
+        self._look()
         return self.others.get(pid)
 
     def add_other(self, pid: int) -> FakeProcess:
@@ -99,12 +114,14 @@ class FakeNode:
 
     async def adopt(self, row: StoredWorker) -> FakeProcess | None:
         await anyio.lowlevel.checkpoint()
+        self._look()
         if row.identity is None:
             return self.marked.get((row.spec.worker_id, row.incarnation))
         return self.living.get(row.identity)
 
     async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
         await anyio.lowlevel.checkpoint()
+        self._look()
         process = self.marked.get((worker_id, incarnation))
         return None if process is None else process.identity
 
@@ -122,6 +139,9 @@ class FakeNode:
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         await anyio.sleep(self.sweep_delay)
+        if self.sweep_failures > 0:
+            self.sweep_failures -= 1
+            raise OSError("too many open files")
         self.swept.append((worker_id, incarnation))
         return 0
 
@@ -129,6 +149,8 @@ class FakeNode:
         return port not in self.taken_ports
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        if self.log_failure is not None:
+            raise self.log_failure
         return [f"line {number}" for number in range(1, lines + 1)][-lines:]
 
     async def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:

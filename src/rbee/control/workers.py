@@ -44,13 +44,13 @@ async def worker(worker_id: str, here: Here) -> WorkerView:
 @router.delete("/{worker_id}", status_code=202)
 async def delete(worker_id: str, here: Here, force: bool = False) -> WorkerView:
     """Let its requests end, then end it; with ``force`` at once. It is gone once GET answers 404."""
-    return _view(here, here.pool.delete(worker_id, force=force))
+    return _view(here, await here.pool.delete(worker_id, force=force))
 
 
 @router.post("/{worker_id}/restart", status_code=202)
 async def restart(worker_id: str, here: Here) -> WorkerView:
     """End it if it runs, and start it anew."""
-    return _view(here, here.pool.restart(worker_id))
+    return _view(here, await here.pool.restart(worker_id))
 
 
 @router.get("/{worker_id}/logs", response_class=PlainTextResponse)

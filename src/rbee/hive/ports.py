@@ -35,11 +35,16 @@ class Node(Protocol):
         ...
 
     def watch(self, pid: int) -> Process | None:
-        """A process of the same user that is not our child; None when there is none."""
+        """A process of the same user that is not our child; None when there is none.
+
+        Raises OSError where it cannot be looked at just now (no descriptor is left, say): that says nothing of it.
+        """
         ...
 
     async def adopt(self, row: StoredWorker) -> Process | None:
-        """The living process of a worker that an earlier hive started; None when it is gone.
+        """The living process of a worker that an earlier hive started; None when it is gone, or another user's.
+
+        Raises OSError as ``watch`` does.
 
         A row without an identity (its hive was killed between fork and pid) finds its keeper by the mark in its
         environment. How the process ends is then known from what the keeper leaves, not from an exit status.
@@ -47,7 +52,10 @@ class Node(Protocol):
         ...
 
     async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
-        """The living keeper that carries this incarnation's mark, whoever started it."""
+        """The living keeper that carries this incarnation's mark, whoever started it; None when there is none.
+
+        Raises OSError as ``watch`` does.
+        """
         ...
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:

@@ -1,8 +1,8 @@
 """A cgroup for each worker, where one is delegated to us: what is born in it cannot hide, and one write kills all."""
 
+import errno
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,8 @@ log = structlog.get_logger(__name__)
 
 _NAME: Final = re.compile(r"rbee-([A-Za-z0-9._-]{1,128})\.([0-9]{1,12})")
 _UNIFIED: Final = ""
+_NO_MEMBERS: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
+"""A group that is gone, is going while it is read, or leaves the list of its processes to the one above (threaded)."""
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -49,10 +51,10 @@ def _path_of(cgroup: str, controller: str) -> str | None:
 
 
 def directory_of(pid: int | str, controller: str = _UNIFIED) -> Path | None:
-    """``directory_in`` for a living process, or 'self'."""
+    """``directory_in`` for a living process, or 'self'. Raises OSError where that cannot be read just now."""
     try:
         return directory_in(_text(f"/proc/{pid}/cgroup"), _text("/proc/self/mountinfo"), controller)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
 
 
@@ -71,13 +73,23 @@ def delegated() -> Path | None:
 
 
 def members(group: Path) -> list[int]:
-    """The pids in it and in all groups below it; empty for one that is not there."""
+    """The pids in it and in all groups below it; empty for one that is not there.
+
+    Raises OSError where it cannot be looked into: that must not read as empty.
+    """
     found: list[int] = []
-    for folder, _, _ in os.walk(group):
-        with suppress(OSError):
+    for folder, _, _ in os.walk(group, onerror=_unless_gone):
+        try:
             # 0 stands for one in another pid namespace.
             found += [pid for pid in map(int, Path(folder, "cgroup.procs").read_text().split()) if pid]
+        except OSError as error:
+            _unless_gone(error)
     return list(dict.fromkeys(found))
+
+
+def _unless_gone(error: OSError) -> None:
+    if error.errno not in _NO_MEMBERS:
+        raise error
 
 
 def kill(group: Path) -> None:
@@ -88,7 +100,7 @@ def kill(group: Path) -> None:
 def remove(group: Path) -> bool:
     """Remove it and what is below it. False where something still runs in it."""
     try:
-        for folder, _, _ in os.walk(group, topdown=False):
+        for folder, _, _ in os.walk(group, topdown=False, onerror=_unless_gone):
             os.rmdir(folder)
     except OSError:
         return not group.exists()
@@ -119,7 +131,10 @@ class WorkerGroups:
         return group
 
     def adopt(self, worker_id: str, incarnation: int, pid: int) -> Path | None:
-        """The group that an earlier hive gave to it, wherever that is; None where it is in none of ours."""
+        """The group that an earlier hive gave to it, wherever that is; None where it is in none of ours.
+
+        Raises OSError where that cannot be read just now.
+        """
         name, group = _name(worker_id, incarnation), directory_of(pid)
         if name is None or group is None or group.name != name:
             return None

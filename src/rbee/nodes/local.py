@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import anyio.to_thread
+import anyio
 import structlog
 
 from rbee.core.environment import inherited
@@ -17,6 +18,7 @@ from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
 from rbee.core.worker import WorkerSpec
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
+from rbee.nodes.lanes import FILES, MEASURES, SPAWNS
 from rbee.nodes.oom import Birth, OomWatch
 from rbee.nodes.sweep import Sweeper
 
@@ -91,11 +93,13 @@ class LocalNode:
         self._oom = oom or OomWatch()
         self._sweeper = Sweeper(self._groups)
         self._kept: dict[str, KeptProcess] = {}
+        # Read while there are descriptors to read it with.
+        processes.boot_id()
 
     async def spawn(self, launch: Launch) -> KeptProcess:
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
         # worker has no parent-death signal (it may outlive the hive), so the end of that thread means nothing to it.
-        return await anyio.to_thread.run_sync(self._spawn, launch)
+        return await SPAWNS.run(self._spawn, launch)
 
     def _spawn(self, launch: Launch) -> KeptProcess:
         worker_id = launch.spec.worker_id
@@ -115,18 +119,16 @@ class LocalNode:
                 cwd=folder,
                 start_new_session=True,
             )
-        try:
+        with ExitStack() as undo:
+            # Not to be held or told from others means not to be kept: nobody would see it end.
+            undo.callback(_end, child)
             handle = processes.Handle(child.pid)
-        except OSError:
-            # Not to be watched means not to be kept: nobody would see it end.
-            child.kill()
-            child.wait()
-            raise
-        # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
-        group = self._groups.join(worker_id, launch.incarnation, child.pid)
-        # One that has ended already is a zombie until we reap it, so its pid is still its own.
-        identity = ProcessIdentity(child.pid, processes.start_time(child.pid) or 0, processes.boot_id())
-        around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
+            undo.callback(handle.close)
+            # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
+            group = self._groups.join(worker_id, launch.incarnation, child.pid)
+            identity = processes.identify_child(child.pid)
+            around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
+            undo.pop_all()
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around, child))
 
     async def adopt(self, row: StoredWorker) -> KeptProcess | None:
@@ -135,8 +137,11 @@ class LocalNode:
         handle = None if identity is None else processes.hold(identity)
         if identity is None or handle is None:
             return None
-        group = self._groups.adopt(worker_id, incarnation, identity.pid)
-        birth = self._oom.begin(identity.pid)
+        with ExitStack() as undo:
+            undo.callback(handle.close)
+            group = self._groups.adopt(worker_id, incarnation, identity.pid)
+            birth = self._oom.begin(identity.pid)
+            undo.pop_all()
         around = Surroundings(self._exit_file(worker_id, incarnation), incarnation, self._oom, birth, group)
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around))
 
@@ -149,7 +154,7 @@ class LocalNode:
 
     async def last_word(self, worker_id: str, incarnation: int) -> Exit:
         path = self._exit_file(worker_id, incarnation)
-        word = await anyio.to_thread.run_sync(last_words.read, path, incarnation)
+        word = await FILES.run(last_words.read, path, incarnation)
         exit_ = UNKNOWN if word is None else completed(UNKNOWN, word)
         # Nobody was there to look at the counters.
         return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
@@ -174,7 +179,7 @@ class LocalNode:
         return await self._sweeper.sweep_orphans()
 
     async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
-        return await anyio.to_thread.run_sync(self._measure, pids)
+        return await MEASURES.run(self._measure, pids)
 
     def _measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
         # This is called all the time, which keeps the looks at the counters fresh.
@@ -185,19 +190,19 @@ class LocalNode:
         return processes.port_is_free(host, port)
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        return await anyio.to_thread.run_sync(logs.tail, self._log_of(worker_id), lines)
+        return await FILES.run(logs.tail, self._log_of(worker_id), lines)
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
         return logs.follow(lambda: self._log_of(worker_id), lines)
 
     async def forget(self, worker_id: str) -> None:
-        await anyio.to_thread.run_sync(shutil.rmtree, self._directory / worker_id, True)
+        await FILES.run(shutil.rmtree, self._directory / worker_id, True)
 
     async def cut_logs(self, interval: float) -> None:
         """Keep every log under its limit; ends only by cancellation."""
         while True:
             await anyio.sleep(interval)
-            await anyio.to_thread.run_sync(self._cut_all)
+            await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
         for path in self._directory.glob("*/*.log"):
@@ -212,6 +217,11 @@ class LocalNode:
     def _log_of(self, worker_id: str) -> Path:
         folder = self._directory / worker_id
         return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "0.log")
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    child.kill()
+    child.wait()
 
 
 def _incarnation_of(path: Path) -> int:

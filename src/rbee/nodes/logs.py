@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
+
+from rbee.nodes.lanes import FILES
 
 _BLOCK: Final = 64 * 1024
 _FOLLOW_INTERVAL: Final = 0.25
@@ -44,13 +45,13 @@ async def follow(newest: Callable[[], Path], lines: int) -> AsyncIterator[str]:
     the logs is gone, or the consumer leaves.
     """
     path = newest()
-    first, position = await anyio.to_thread.run_sync(_tail_from, path, lines)
+    first, position = await FILES.run(_tail_from, path, lines)
     for line in first:
         yield line
     rest = b""
     while path.parent.is_dir():
         await anyio.sleep(_FOLLOW_INTERVAL)
-        fresh, position = await anyio.to_thread.run_sync(_read_from, path, position)
+        fresh, position = await FILES.run(_read_from, path, position)
         whole = (rest + fresh).split(b"\n")
         rest = whole.pop()
         for found in whole:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
 import anyio
-import anyio.to_thread
 import psutil
 
+from rbee.nodes.lanes import SCANS
 from rbee.nodes.processes import LINUX, read_file
 
 INCARNATION_VARIABLE: Final = "RBEE_WORKER_INCARNATION"
@@ -24,7 +24,8 @@ _LISTINGS: Final = 10
 """Looks at the list of processes in one scan, on a machine that starts some all the time."""
 _PF_EXITING: Final = 0x4
 _PF_KTHREAD: Final = 0x200000
-_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_NO_MEANS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that tell of us, not of the process that was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def mark_of(worker_id: str, incarnation: int) -> str:
 def read(pid: int) -> Marked | None:
     """The marks of one process; None for one without, that is not there, or that we may not look into.
 
-    Blocking. Raises OSError where no descriptor is left to look with: that must not read as no mark.
+    Blocking. Raises OSError where no descriptor or memory is left to look with: that must not read as no mark.
     """
     if not LINUX:
         return _read_elsewhere(pid)
@@ -83,7 +84,7 @@ def _file(pid: int, name: str) -> bytes | None:
         # So newer kernels say of one without memory; older ones gave an empty file.
         return b""
     except OSError as error:
-        if error.errno in _NO_DESCRIPTOR:
+        if error.errno in _NO_MEANS:
             raise
         return None
 
@@ -172,5 +173,5 @@ class SharedScan:
         async with self._scanning:
             if batch.found is None:
                 self._waiting = _Batch()
-                batch.found = await anyio.to_thread.run_sync(self._scan)
+                batch.found = await SCANS.run(self._scan)
         return batch.found

@@ -24,12 +24,14 @@ def counter_of(pid: int) -> Path | None:
     own (/proc/vmstat) counts those of everybody, so it is asked only where there is no other. In v1 a group does not
     count for those below it, so only its own tells.
     """
-    unified = cgroups.directory_of(pid)
+    try:
+        unified, v1 = cgroups.directory_of(pid), cgroups.directory_of(pid, "memory")
+    except OSError:
+        return None
     while unified is not None and unified.name:
         if read(unified / "memory.events") is not None:
             return unified / "memory.events"
         unified = unified.parent if (unified.parent / "cgroup.procs").exists() else None
-    v1 = cgroups.directory_of(pid, "memory")
     if v1 is not None and read(v1 / "memory.oom_control") is not None:
         return v1 / "memory.oom_control"
     return None if read(_VMSTAT) is None else _VMSTAT

@@ -5,18 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 import psutil
 
 from rbee.core.exits import UNKNOWN, Exit, from_wait_status
 from rbee.core.launch import ProcessIdentity
 from rbee.nodes import cgroups
+from rbee.nodes.lanes import ENDS
 
 LINUX: Final = sys.platform == "linux"
 _BLOCK: Final = 16 * 1024
@@ -36,47 +36,71 @@ def read_file(path: str) -> bytes:
 
 @cache
 def boot_id() -> str:
-    """An id of this boot of the kernel; the boot's time where there is none."""
+    """An id of this boot of the kernel; the boot's time where there is none.
+
+    Raises OSError where it cannot be read just now: another id would make strangers of all that we know.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return str(int(psutil.boot_time()))
 
 
 def start_time(pid: int) -> int | None:
     """Field 22 of /proc/pid/stat (clock ticks since boot), or None for a process that is not there.
 
-    Source: proc_pid_stat(5). A zombie is not there: it can neither serve nor be signalled.
+    Source: proc_pid_stat(5). A zombie is not there: it can neither serve nor be signalled. Raises OSError where it
+    cannot be looked at, for want of a descriptor, say.
     """
+    is_zombie, started = _birth(pid) or (True, 0)
+    return None if is_zombie else started
+
+
+def _birth(pid: int) -> tuple[bool, int] | None:
+    """Whether it only waits to be reaped, and when it was started; None for one that is gone. Raises OSError."""
     if not LINUX:
-        return _start_time_elsewhere(pid)
+        return _birth_elsewhere(pid)
     try:
         stat = read_file(f"/proc/{pid}/stat")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name is in parentheses and may hold any byte, so the fields are counted from its end.
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return fields[0] in (b"Z", b"X"), int(fields[19])
 
 
-def _start_time_elsewhere(pid: int) -> int | None:
+def _birth_elsewhere(pid: int) -> tuple[bool, int] | None:
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
-    except psutil.Error:
+        return process.status() == psutil.STATUS_ZOMBIE, int(process.create_time() * 100)
+    except psutil.NoSuchProcess:
         return None
+    except psutil.Error as error:
+        raise PermissionError(str(error)) from error
 
 
 def identify(pid: int) -> ProcessIdentity | None:
+    """None for a process that is not there. Raises OSError where it cannot be looked at."""
     started = start_time(pid)
     return None if started is None else ProcessIdentity(pid, started, boot_id())
 
 
+def identify_child(pid: int) -> ProcessIdentity:
+    """Of a child that nobody has reaped: its pid is its own, also when it has ended. Raises OSError."""
+    birth = _birth(pid)
+    if birth is None:
+        raise ProcessLookupError(f"there is no process {pid}")
+    return ProcessIdentity(pid, birth[1], boot_id())
+
+
 def same_user(pid: int) -> bool:
+    """False for one that is not there, too. Raises OSError where it cannot be looked at."""
     try:
         return psutil.Process(pid).uids().real == os.getuid()
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return False
+    except psutil.Error as error:
+        raise PermissionError(str(error)) from error
 
 
 def leads_session(pid: int) -> bool:
@@ -114,7 +138,7 @@ class Handle:
     async def wait(self) -> None:
         """Return once it runs no more (it may still want to be reaped)."""
         if self._fd is None:
-            await anyio.to_thread.run_sync(_wait_elsewhere, self.pid, abandon_on_cancel=True)
+            await ENDS.run(_wait_elsewhere, self.pid, abandon_on_cancel=True)
         else:
             await anyio.wait_readable(self._fd)
 
@@ -170,20 +194,25 @@ class WatchedProcess:
 
 
 def hold(identity: ProcessIdentity) -> Handle | None:
-    """A hold on this very process, if it runs and is of the same user."""
-    try:
-        handle = Handle(identity.pid)
-    except OSError:
-        return None
-    # Asked after it is held: from here on the pid cannot become another process unnoticed.
-    if identify(identity.pid) == identity and same_user(identity.pid):
+    """A hold on this very process; None where it is gone or another user's.
+
+    Raises OSError where that cannot be found out, or it cannot be held.
+    """
+    with ExitStack() as undo:
+        try:
+            handle = Handle(identity.pid)
+        except ProcessLookupError:
+            return None
+        undo.callback(handle.close)
+        # Asked after it is held: from here on the pid cannot become another process unnoticed.
+        if identify(identity.pid) != identity or not same_user(identity.pid):
+            return None
+        undo.pop_all()
         return handle
-    handle.close()
-    return None
 
 
 def watch(pid: int) -> WatchedProcess | None:
-    """A process of the same user that is not our child; None where there is none, or it cannot be held."""
+    """A process of the same user that is not our child; None where there is none. Raises OSError as ``hold`` does."""
     identity = identify(pid)
     handle = None if identity is None else hold(identity)
     return None if identity is None or handle is None else WatchedProcess(identity, handle)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from rbee.core.launch import ProcessIdentity
 from rbee.nodes import cgroups, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
+from rbee.nodes.lanes import SCANS
 from rbee.nodes.marks import Marked, SharedScan
 
 log = structlog.get_logger(__name__)
@@ -43,16 +43,16 @@ class Sweeper:
         if group is not None:
             killed |= await self._kill_group(group)
         killed |= await self._kill_marked(lambda found: found.incarnation == mark, keeper_pid)
-        if group is not None and not await anyio.to_thread.run_sync(self._groups.forget, group):
+        if group is not None and not await SCANS.run(self._groups.forget, group):
             log.warning("cgroup_not_removed", worker_id=worker_id, cgroup=str(group))
         return len(killed)
 
     async def sweep_orphans(self) -> int:
         """Kill, of this user, all that is left of keepers that are gone; how many there were."""
         killed = await self._kill_marked(_is_orphan)
-        for group in await anyio.to_thread.run_sync(self._abandoned_groups):
+        for group in await SCANS.run(self._abandoned_groups):
             killed |= await self._kill_group(group)
-            await anyio.to_thread.run_sync(self._groups.forget, group)
+            await SCANS.run(self._groups.forget, group)
         return len(killed)
 
     def _abandoned_groups(self) -> list[Path]:
@@ -92,7 +92,7 @@ class Sweeper:
         """All that is in it, also what is born meanwhile; who would not go is left to the next sweep."""
         killed: set[int] = set()
         for _ in range(_ROUNDS):
-            found = set(await anyio.to_thread.run_sync(cgroups.members, group))
+            found = set(await SCANS.run(cgroups.members, group))
             if not found - killed:
                 return killed
             handles = _hold(found)
@@ -120,13 +120,19 @@ def _has_keeper(group: Path, mark: str) -> bool:
 
 
 def _is_orphan(found: Marked) -> bool:
+    """Raises OSError where its keeper cannot be looked at just now."""
     pid, _, started = found.keeper.partition(":")
     # Start 0: the keeper could not read its own. In another namespace its pid would be somebody else's.
     if not pid.isdecimal() or not started.isdecimal() or int(started) == 0:
         return False
-    if processes.start_time(int(pid)) == int(started):
+    try:
+        if processes.start_time(int(pid)) == int(started):
+            return False
+        is_ours = processes.same_user(found.pid)
+    except PermissionError:
+        # A keeper that may not be looked at is not known to be gone.
         return False
-    return processes.same_user(found.pid) and marks.in_our_pid_namespace(found.pid)
+    return is_ours and marks.in_our_pid_namespace(found.pid)
 
 
 async def end(pids: Iterable[int], condemned: Callable[[Marked], bool]) -> set[int]:

@@ -1,5 +1,6 @@
 """What the hive relies on, shown by the real node and probe and by the fakes that its tests use instead."""
 
+import contextlib
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -12,6 +13,7 @@ from rbee.core.launch import ProcessIdentity, Reply, StoredWorker
 from rbee.nodes import processes
 from rbee.nodes.probes import HttpProbe
 from rbee.testing import FakeNode, FakeProbe
+from tests.integration.nodes.exhausted import no_descriptors
 from tests.integration.nodes.family import family
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +56,20 @@ class TestNode:
 
     def test_nobody_is_not_watched(self, any_node):
         assert any_node.watch(NOBODY.pid) is None
+
+    async def test_not_to_be_able_to_look_is_an_error_of_the_system(self, any_node, living_row, worker_id):
+        def blind():
+            if isinstance(any_node, FakeNode):
+                any_node.blind = 1
+                return contextlib.nullcontext()
+            return no_descriptors()
+
+        with blind(), pytest.raises(OSError, match="Too many open files"):
+            any_node.watch(living_row.identity.pid)
+        with blind(), pytest.raises(OSError, match="Too many open files"):
+            await any_node.adopt(living_row)
+        with blind(), pytest.raises(OSError, match="Too many open files"):
+            await any_node.find_keeper(worker_id, 7)
 
 
 class Engine(BaseHTTPRequestHandler):

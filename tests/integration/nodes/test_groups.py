@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rbee.nodes import cgroups
+from rbee.nodes import cgroups, sweep
 from rbee.nodes.cgroups import WorkerGroups
 from rbee.nodes.local import LocalNode
 from tests.hives import wait_for
+from tests.integration.nodes.exhausted import no_descriptors
 from tests.integration.nodes.family import Member, family
 from tests.integration.nodes.test_local import LAUNCH
 
@@ -114,6 +115,25 @@ async def test_a_spawned_keeper_is_in_its_own_group(node, groups):
     await process.wait()
     await node.sweep("w-1", 3)
     assert not group.exists()
+
+
+async def test_a_group_that_cannot_be_looked_into_is_not_empty(node, groups, worker_id):
+    with started_in(groups, worker_id) as worker:
+        group = groups.find(worker_id, 7)
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            cgroups.members(group)
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            cgroups.directory_of(worker["keeper"].pid)
+        with no_descriptors():
+            assert not groups.forget(group)
+            assert sweep._has_keeper(group, f"{worker_id}:7")
+    assert cgroups.members(groups.parent / "nowhere") == []
+
+
+def test_a_list_of_processes_that_may_not_be_read_is_not_empty(tmp_path):
+    (tmp_path / "cgroup.procs").mkdir()
+    with pytest.raises(IsADirectoryError):
+        cgroups.members(tmp_path)
 
 
 def test_groups_are_made_only_where_they_are_ours_to_make(parent):

@@ -115,7 +115,7 @@ async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await anyio.sleep(12)
         assert record.worker.state is S.DRAINING
         hive.routes.release(record.worker_id)
@@ -134,7 +134,7 @@ async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
         start = anyio.current_time()
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await hive.node.processes[0].wait()
         assert anyio.current_time() - start == 30 + 10
         assert hive.node.processes[0].signals == ["TERM", "KILL"]
@@ -144,7 +144,7 @@ async def test_a_forced_delete_waits_for_nobody():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
-        hive.pool.delete(record.worker_id, force=True)
+        await hive.pool.delete(record.worker_id, force=True)
         assert hive.node.processes[0].signals == ["KILL"]
         await until_gone(hive, record)
 
@@ -155,7 +155,7 @@ async def test_a_worker_that_is_deleted_while_it_is_forked_is_ended_as_soon_as_i
     async with running(hive):
         record = await hive.pool.spawn(SPEC)
         await settled()
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await anyio.sleep(2.0)
         assert hive.node.processes[0].signals == ["TERM"]
         await until_gone(hive, record)
@@ -178,7 +178,7 @@ async def test_a_database_that_fails_starts_nothing_and_never_ends_the_hive():
         record = await hive.pool.spawn(SPEC)
         await settled()
         assert (record.worker.state, hive.node.launches) == (S.FAILED, [])
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await until_gone(hive, record)
         hive.store.fail = None
         assert (await hive.pool.spawn(SPEC)).worker.state is S.STARTING
@@ -198,7 +198,7 @@ async def test_a_database_that_fails_after_the_fork_leaves_the_worker_serving():
 async def test_a_restart_by_hand_is_the_next_incarnation_with_a_new_token():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
-        hive.pool.restart(record.worker_id)
+        await hive.pool.restart(record.worker_id)
         await settled()
         first, second = hive.node.launches
         assert (first.incarnation, second.incarnation, record.worker.restart_count) == (1, 2, 1)
@@ -268,7 +268,7 @@ async def test_a_second_worker_of_the_same_model_may_share_the_alias():
 async def test_an_unknown_worker_is_not_found():
     async with running(FakeHive()) as hive:
         with pytest.raises(WorkerNotFound):
-            hive.pool.delete("w-nobody")
+            await hive.pool.delete("w-nobody")
 
 
 class TestExternal:
@@ -277,7 +277,7 @@ class TestExternal:
             await hive.reception.announce(ANYBODY, announcement("by-hand", "loading"))
             record = await hive.reception.announce(ANYBODY, announcement("by-hand", "ready"))
             assert (record.worker.state, record.worker.spec.external) == (S.READY, True)
-            hive.pool.delete("by-hand")
+            await hive.pool.delete("by-hand")
             await until_gone(hive, record)
             assert hive.node.launches == []
 
@@ -305,7 +305,7 @@ class TestExternal:
         hive.node.forget_delay = 5.0
         async with running(hive):
             await hive.reception.announce(ANYBODY, announcement("by-hand"))
-            hive.pool.delete("by-hand", force=True)
+            await hive.pool.delete("by-hand", force=True)
             assert "by-hand" not in hive.registry
             again = await hive.reception.announce(ANYBODY, announcement("by-hand"))
             await anyio.sleep(60)
@@ -446,7 +446,7 @@ class TestStop:
         async with running(hive):
             record = await ready_worker(hive)
             hive.routes.acquire(record.worker_id)
-            hive.pool.delete(record.worker_id)
+            await hive.pool.delete(record.worker_id)
             await settled()
             start = anyio.current_time()
             assert await hive.pool.stop(30.0) == []
@@ -479,9 +479,10 @@ async def test_a_kill_that_did_not_end_it_is_sent_again(monkeypatch):
         process = hive.node.processes[0]
         real = process.kill
         monkeypatch.setattr(process, "kill", lambda: process.signals.append("lost"))
-        hive.pool.delete(record.worker_id, force=True)
+        await hive.pool.delete(record.worker_id, force=True)
         await anyio.sleep(35)
-        assert process.signals == ["lost"] * 4
+        assert process.signals == ["lost"] * 3
+        assert "Killed 2 times" in record.worker.message
         monkeypatch.setattr(process, "kill", real)
         await until_gone(hive, record)
 
@@ -519,7 +520,7 @@ async def test_requests_wait_for_a_worker_that_is_restarted_and_not_for_one_that
         restarted, deleted = await ready_worker(hive), await ready_worker(hive)
         hive.routes.acquire(restarted.worker_id)
         hive.routes.acquire(deleted.worker_id)
-        hive.pool.restart(restarted.worker_id)
-        hive.pool.delete(deleted.worker_id)
+        await hive.pool.restart(restarted.worker_id)
+        await hive.pool.delete(deleted.worker_id)
         assert hive.routes.routes[restarted.worker_id].standing is Standing.COMING
         assert hive.routes.routes[deleted.worker_id].standing is Standing.OUT
