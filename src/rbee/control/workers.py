@@ -12,6 +12,7 @@ from rbee.control.context import Admin, Context, Here
 from rbee.control.schemas import SpawnAnswer, SpawnRequest, WorkerList, WorkerView
 from rbee.control.views import worker_view
 from rbee.core.addresses import base_url
+from rbee.core.errors import IllegalTransition
 from rbee.hive.orders import specify
 from rbee.hive.registry import Record
 from rbee.nodes.logs import MAX_LINES
@@ -49,7 +50,11 @@ async def delete(worker_id: str, here: Here, force: bool = False) -> WorkerView:
 
 @router.post("/{worker_id}/restart", status_code=202)
 async def restart(worker_id: str, here: Here) -> WorkerView:
-    """End it if it runs, and start it anew."""
+    """End it if it runs, and start it anew. 409 for one that was started by hand, and for one that is being ended."""
+    worker = here.registry.get(worker_id).worker
+    if worker.spec.external:
+        message = f"Worker '{worker_id}' was started by hand, not by this hive; restart it where it was started."
+        raise IllegalTransition(message, state=str(worker.state))
     return _view(here, await here.pool.restart(worker_id))
 
 

@@ -8,7 +8,7 @@ import structlog
 from rbee.core import liveness
 from rbee.core.errors import IllegalTransition, OlderIncarnation, WorkerNotFound
 from rbee.core.launch import Telemetry
-from rbee.core.worker import ALIVE
+from rbee.core.worker import ALIVE, WorkerState
 from rbee.hive.registry import Record, Registry
 
 log = structlog.get_logger(__name__)
@@ -35,11 +35,15 @@ class Heartbeats:
     def beat(self, record: Record, incarnation: int | None, healthy: bool, telemetry: Telemetry) -> None:
         """A worker was heard of.
 
-        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive, and
-        WorkerNotFound, though it counts, for one taken over that has not said yet where it serves: it will then.
+        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive,
+        WorkerNotFound for one started by hand that was taken for dead (it announces itself anew then), and the same,
+        though it counts, for one taken over that has not said yet where it serves: it will then.
         """
         worker = record.worker
         check_incarnation(record, incarnation)
+        if worker.spec.external and worker.state is WorkerState.FAILED:
+            # The pid that it gave may be another process's: in a pid namespace of its own it knows no better.
+            raise WorkerNotFound(f"Worker '{record.worker_id}' was taken for dead here; announce it again.")
         if worker.state not in ALIVE:
             raise IllegalTransition(f"Worker '{record.worker_id}' is {worker.state}: no process of it can beat.")
         record.vital = liveness.seen(anyio.current_time(), self._stale_after)

@@ -111,7 +111,7 @@ class Pool:
         )
         self.circuits.on_open = self._let_kind_ask_again
         self.journal.subscribe(self._note_readiness)
-        routes.subscribe(self._load_changed)
+        routes.subscribe_releases(self._load_changed)
 
     @property
     def worker_host(self) -> str:
@@ -407,8 +407,9 @@ class Pool:
             f"No port is free in {ports.start}-{ports.stop - 1}; widen workers.port_range or stop a worker."
         )
 
-    def _load_changed(self) -> None:
-        for supervisor in self._supervisors.values():
+    def _load_changed(self, worker_id: str) -> None:
+        supervisor = self._supervisors.get(worker_id)
+        if supervisor is not None:
             supervisor.load_changed()
 
     def _count_illegal_event(self) -> None:

@@ -80,7 +80,7 @@ class Supervisor:
         self._process: Process | None = None
         self._watched_engine: int | None = None
         self._tasks: TaskGroup | None = None
-        self._load_changed = anyio.Event()
+        self._load_changed: anyio.Event | None = None
         self._draining = anyio.CancelScope()
         self._waiting = anyio.CancelScope()
         self._patience_left = anyio.CancelScope()
@@ -177,13 +177,16 @@ class Supervisor:
         self._waiting.cancel()
 
     def load_changed(self) -> None:
-        """The number of requests in flight may have changed."""
-        self._load_changed.set()
-        self._load_changed = anyio.Event()
+        """The number of requests in flight may have changed. Each request that ends says so: without a waiter it
+        costs nothing."""
+        changed, self._load_changed = self._load_changed, None
+        if changed is not None:
+            changed.set()
 
     async def wait_idle(self) -> None:
         """Return once no request is in flight."""
         while self._around.routes.in_flight(self.record.worker_id) > 0:
+            self._load_changed = self._load_changed or anyio.Event()
             await self._load_changed.wait()
 
     async def wait_judged(self) -> None:

@@ -23,10 +23,13 @@ from rbee.core.errors import (
     WorkerNotFound,
 )
 from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Telemetry
 from rbee.core.routing import Standing
 from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
+from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.reception import ReceptionOptions
+from rbee.hive.supervisor import Supervisor
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +128,30 @@ async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
         await settled()
         assert hive.node.forgotten == [record.worker_id]
         assert hive.routes.candidates("synthetic:x") == []
+
+
+async def test_a_request_that_ends_is_told_to_its_own_worker_alone(monkeypatch):
+    """With hundreds of workers, telling all of them took longer than the rest of a short request."""
+    told = []
+    monkeypatch.setattr(Supervisor, "load_changed", lambda supervisor: told.append(supervisor.record.worker_id))
+    async with running(FakeHive()) as hive:
+        first, _ = await ready_worker(hive), await ready_worker(hive)
+        hive.routes.acquire(first.worker_id)
+        hive.routes.release(first.worker_id)
+        assert told == [first.worker_id]
+
+
+async def test_two_who_wait_for_the_same_worker_to_be_idle_both_hear_of_it():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        supervisor = hive.pool._supervisors[record.worker_id]
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(supervisor.wait_idle)
+                tasks.start_soon(supervisor.wait_idle)
+                await settled()
+                hive.routes.release(record.worker_id)
 
 
 async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its_grace():
@@ -290,6 +317,34 @@ class TestExternal:
             assert record.worker.state is S.FAILED
             hive.pool.went_stale("by-hand")
             await until_gone(hive, record)
+
+    async def test_one_whose_pid_was_another_process_comes_back_when_it_is_heard_of_again(self):
+        """In a pid namespace of its own a worker says a pid that is somebody else's here."""
+        hive = FakeHive()
+        heartbeats = Heartbeats(hive.registry, 30.0, 60.0, hive.pool.went_stale)
+        async with running(hive):
+            stranger = hive.node.add_other(1000)
+            first = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            stranger.end(Exit(ExitReason.CRASHED))
+            await settled()
+            vital = first.vital
+            with pytest.raises(WorkerNotFound, match="announce it again"):
+                heartbeats.beat(first, None, True, Telemetry())
+            assert first.vital is vital
+            del hive.node.others[1000]
+            second = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            assert second is hive.registry.get("by-hand")
+            assert (second.worker.state, hive.routes.routes["by-hand"].standing) == (S.READY, Standing.READY)
+            heartbeats.beat(second, None, True, Telemetry())
+
+    async def test_one_that_has_said_that_it_failed_may_say_so_again_and_stays_failed(self):
+        async with running(FakeHive()) as hive:
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            await hive.reception.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+            with pytest.raises(IllegalTransition):
+                await hive.reception.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+            assert record.worker.state is S.FAILED
+            assert hive.registry.get("by-hand") is record
 
     async def test_the_last_word_of_a_dead_one_does_not_touch_its_successor(self):
         async with running(FakeHive()) as hive:
