@@ -1,9 +1,10 @@
 """The runner's own judgement: each invariant sees what it is there for, and nothing else."""
 
 import os
+import random
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.chaos.clients import Outcome, Wish
 from tests.chaos.invariants import Judgement, View, broken, judge_requests, judge_story
 from tests.chaos.lane import Lane, Ledger, seed_of
 from tests.chaos.main import FAULTS, chosen
-from tests.chaos.stage import Settled
+from tests.chaos.stage import PORTS_A_STAGE, Settled, free_ports
 from tests.chaos.story import Story
 
 ME = os.getpid()
@@ -201,6 +202,14 @@ def test_the_same_seed_gives_the_same_faults_and_a_deck_has_all_of_them():
 def test_the_first_of_several_lanes_has_the_seed_of_the_run_and_each_other_one_of_its_own():
     assert [seed_of(7, number) for number in range(3)] == [7, seed_of(7, 1), seed_of(7, 2)]
     assert len({seed_of(seed, number) for seed in (7, 8) for number in range(3)}) == 6
+
+
+def test_stages_side_by_side_never_share_a_port():
+    rng = random.Random(1)
+    for parts in (1, 2, 3):
+        for _ in range(20):
+            firsts = sorted(free_ports(rng, part, parts) for part in range(parts))
+            assert all(after - before >= PORTS_A_STAGE for before, after in pairwise(firsts))
 
 
 class Rehearsal:

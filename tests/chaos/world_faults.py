@@ -133,6 +133,8 @@ def _nobody_was_ended(stage: Stage, before: dict[str, tuple[int, int, int]], mar
     steps = [step for step in stage.story.steps[mark:] if step.worker_id in before]
     if ends := [step for step in steps if step.after in ("draining", "stopping", "backoff", "failed", "gone")]:
         raise Violated(f"residents were ended, or were to be: {ends}")
+    if silent := [step for step in stage.story.steps[mark:] if step.event == "WentStale"]:
+        raise Violated(f"for the silence of the hive itself, workers were called silent: {silent}")
 
 
 @fault("descriptors exhausted", weight=1)
