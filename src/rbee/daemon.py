@@ -201,7 +201,11 @@ class Daemon:
         task_status.started()
         while True:
             await anyio.sleep(MACHINE_INTERVAL)
-            self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            try:
+                self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            except OSError as error:
+                # Out of descriptors, or a disk that does not answer: the last reading stands.
+                log.warning("machine_not_read", reason=str(error))
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
         async for number in signals:

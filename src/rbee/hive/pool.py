@@ -87,7 +87,8 @@ class Pool:
         self._admitting = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._closing = False
-        self._leaving = anyio.CancelScope()
+        self._hurried = False
+        self._leaving: anyio.CancelScope | None = None
         self._adopted = anyio.Event()
         self._ended_ids: dict[str, None] = {}
         self.illegal_events = 0
@@ -253,7 +254,9 @@ class Pool:
         """
         await self._close(budget)
         unwanted = [i for i, s in self._supervisors.items() if s.worker.forget]
-        with self._leaving:
+        with anyio.CancelScope() as self._leaving:
+            if self._hurried:
+                self._leaving.cancel()
             for supervisor in self._supervisors.values():
                 supervisor.hurry()
             with anyio.move_on_after(budget * 2 / 3):
@@ -282,9 +285,11 @@ class Pool:
 
     def force_stop(self) -> None:
         """The second signal: no more waiting for anybody."""
-        self._leaving.cancel()
+        self._hurried = True
         if not self._options.leaves_workers:
             self._end_all(force=True)
+        elif self._leaving is not None:
+            self._leaving.cancel()
 
     # How it is done.
 

@@ -160,7 +160,7 @@ class LocalNode:
         return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
 
     def _drop_old(self, folder: Path) -> None:
-        by_age = sorted(folder.glob("*.log"), key=_incarnation_of)
+        by_age = sorted(logs.files(folder), key=_incarnation_of)
         for old in by_age[: max(0, len(by_age) - self._keep + 1)]:
             old.unlink(missing_ok=True)
             old.with_suffix(".exit.json").unlink(missing_ok=True)
@@ -205,7 +205,15 @@ class LocalNode:
             await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
-        for path in self._directory.glob("*/*.log"):
+        try:
+            folders = list(self._directory.iterdir())
+        except FileNotFoundError:
+            # No worker has been started yet.
+            return
+        except OSError as error:
+            log.warning("logs_not_cut", reason=str(error))
+            return
+        for path in (path for folder in folders for path in logs.files(folder)):
             try:
                 logs.cut(path, self._max_log_bytes)
             except OSError as error:
@@ -216,7 +224,7 @@ class LocalNode:
 
     def _log_of(self, worker_id: str) -> Path:
         folder = self._directory / worker_id
-        return max(folder.glob("*.log"), key=_incarnation_of, default=folder / "0.log")
+        return max(logs.files(folder), key=_incarnation_of, default=folder / "0.log")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

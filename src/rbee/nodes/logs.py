@@ -15,6 +15,17 @@ _FOLLOW_INTERVAL: Final = 0.25
 MAX_LINES: Final = 10_000
 
 
+def files(folder: Path) -> list[Path]:
+    """The logs in a folder, in no order; none where it cannot be read, or is no folder. Blocking.
+
+    ``Path.glob`` is no use here: before Python 3.13 it raises for a folder that is removed while it looks.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder) if name.endswith(".log")]
+    except OSError:
+        return []
+
+
 def tail(path: Path, lines: int) -> list[str]:
     """The last *lines* lines; reads no more of the file than it must. Empty for a file that is not there. Blocking."""
     return _tail_from(path, lines)[0]
