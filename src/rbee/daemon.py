@@ -32,6 +32,7 @@ from rbee.hive.pool import Adapters, Pool, PoolOptions
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
+from rbee.nodes import descriptors
 from rbee.nodes.local import LocalNode
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
@@ -108,14 +109,19 @@ class Daemon:
         )
         beat = settings.heartbeat
         self._heartbeats = Heartbeats(
-            self._registry, beat.interval, beat.stale_after, self._pool.went_stale, self._monitor.hive_was_paused
+            self._registry,
+            beat.interval,
+            beat.stale_after,
+            self._pool.went_stale,
+            self._monitor.hive_was_paused,
+            descriptors.can_open,
         )
         self._notifier = Notifier(environ)
         self._gateway = Gateway(
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
-        self._machine = MachineReading(0, 0, 0, 0)
+        self._machine, self._machine_is_hidden = MachineReading(0, 0, 0, 0), False
         self._stopping = False
         self._left: list[str] = []
 
@@ -196,16 +202,22 @@ class Daemon:
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep a reading at hand: a scrape must not wait for a disk that does not answer."""
-        directory = self._settings.models.directory
-        self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+        await self._look_at_machine()
         task_status.started()
         while True:
             await anyio.sleep(MACHINE_INTERVAL)
-            try:
-                self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
-            except OSError as error:
-                # Out of descriptors, or a disk that does not answer: the last reading stands.
-                log.warning("machine_not_read", reason=str(error))
+            await self._look_at_machine()
+
+    async def _look_at_machine(self) -> None:
+        directory = self._settings.models.directory
+        try:
+            self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            self._machine_is_hidden = False
+        except OSError as error:
+            # No descriptor left, or a disk that is away: the last reading is better than no hive.
+            if not self._machine_is_hidden:
+                log.error("machine_not_read", directory=str(directory), reason=str(error))  # noqa: TRY400
+            self._machine_is_hidden = True
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
         async for number in signals:
@@ -339,6 +351,7 @@ def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
     gateway = settings.gateway
     return GatewayOptions(
         control_socket=control_path,
+        descriptors=descriptors.limit(),
         allowed_hosts=settings.server.allowed_hosts,
         cors_origins=gateway.cors_origins,
         max_body=gateway.max_body,

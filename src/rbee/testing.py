@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -28,6 +28,7 @@ class FakeProcess:
     identity: ProcessIdentity
     deaf: bool = False
     signals: list[str] = field(default_factory=list)
+    closed: bool = False
     _exit: Exit | None = None
     _ended: anyio.Event = field(default_factory=anyio.Event)
 
@@ -35,6 +36,9 @@ class FakeProcess:
         await self._ended.wait()
         assert self._exit is not None
         return self._exit
+
+    def close(self) -> None:
+        self.closed = True
 
     def terminate(self) -> None:
         self.signals.append("TERM")
@@ -58,8 +62,8 @@ class FakeProcess:
 class FakeNode:
     """Records what was launched.
 
-    ``deaf``: new processes ignore SIGTERM. ``blind``, ``sweep_failures``: so
-    many of the next looks at a process, or sweeps, fail.
+    ``deaf``: new processes ignore SIGTERM. ``blind``, ``sweep_failures``: so many of the next looks at a process, or
+    sweeps, fail. ``strangers``: workers of which something is kept, whoever knows them.
     """
 
     def __init__(self) -> None:
@@ -68,6 +72,7 @@ class FakeNode:
         self.others: dict[int, FakeProcess] = {}
         self.swept: list[tuple[str, int]] = []
         self.forgotten: list[str] = []
+        self.strangers: set[str] = set()
         self.living: dict[ProcessIdentity, FakeProcess] = {}
         self.marked: dict[tuple[str, int], FakeProcess] = {}
         self.last_words: dict[tuple[str, int], Exit] = {}
@@ -159,6 +164,14 @@ class FakeNode:
     async def forget(self, worker_id: str) -> None:
         await anyio.sleep(self.forget_delay)
         self.forgotten.append(worker_id)
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        await anyio.lowlevel.checkpoint()
+        self._look()
+        removed = sorted(self.strangers.difference(known))
+        self.strangers.difference_update(removed)
+        self.forgotten += removed
+        return len(removed)
 
 
 class FakeProbe:

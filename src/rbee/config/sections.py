@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from rbee.config.sizes import parse_duration, parse_size
 from rbee.core.errors import RbeeError
+from rbee.core.limits import MAX_CTX_SIZE, MAX_SLOTS
 from rbee.core.model_ref import looks_like_reference, parse
-from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS
 
 COMMAS: Final = "text is a list, separated by commas or written as JSON"
 """Marks a setting whose text in a variable or a flag is a list."""

@@ -7,12 +7,13 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from rbee.core.engine_args import MAX_TEXT
 from rbee.core.launch import Telemetry
+from rbee.core.limits import MAX_CTX_SIZE, MAX_NAME, MAX_SLOTS
 from rbee.core.model_ref import parse
-from rbee.core.worker import MAX_CTX_SIZE, MAX_SLOTS, Restart, WorkerSpec
+from rbee.core.worker import Restart, WorkerSpec
 from rbee.hive.announcements import Announcement
 from rbee.hive.orders import Order
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}$"
 ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 
 Count = Annotated[int, Field(ge=0, le=2**62)]

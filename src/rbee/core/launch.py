@@ -19,7 +19,11 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One incarnation to start. ``model_path`` is empty for the synthetic engine. Times in seconds, sizes in bytes."""
+    """One incarnation to start. ``model_path`` is empty for the synthetic engine. Times in seconds, sizes in bytes.
+
+    ``drain_timeout``: the most that requests in flight get once the keeper is told to end. ``end_timeout``: from then
+    until it is killed; it divides that time itself.
+    """
 
     spec: WorkerSpec
     incarnation: int
@@ -32,6 +36,7 @@ class Launch:
     heartbeat_interval: float = 30.0
     orphan_timeout: float = 300.0
     drain_timeout: float = 5.0
+    end_timeout: float = 10.0
     prompt_cache_bytes: int = 512 * 2**20
     engine: EngineOptions = EngineOptions()
 

@@ -1,6 +1,6 @@
 """What the hive needs of the world. Adapters live in nodes/, storage/ and models/; daemon.py hands them in."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from rbee.core.exits import Exit
@@ -16,6 +16,13 @@ class Process(Protocol):
 
     async def wait(self) -> Exit:
         """Return once it has ended. To be awaited once: it lets go of the process."""
+        ...
+
+    def close(self) -> None:
+        """Let go of a process that nobody waits for, as it is; its signals go nowhere from then on.
+
+        Where somebody waits, nothing happens: the wait lets go of it, also when it is cancelled.
+        """
         ...
 
     def terminate(self) -> None:
@@ -63,7 +70,10 @@ class Node(Protocol):
         ...
 
     async def sweep_orphans(self) -> int:
-        """SIGKILL what is left of keepers that are gone, whoever started them; returns how many there were."""
+        """SIGKILL what is left of keepers that are gone, whoever started them; returns how many there were.
+
+        What does not end is logged and left.
+        """
         ...
 
     async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
@@ -71,13 +81,20 @@ class Node(Protocol):
         ...
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone."""
+        """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone.
+
+        Raises OSError, after some seconds of trying, where any of them does not end or cannot be looked for; its
+        words name the pids. Nothing is given up then: it can be called again.
+        """
         ...
 
     def port_is_free(self, host: str, port: int) -> bool: ...
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        """The last lines of the newest log of a worker."""
+        """The last lines of the newest log of a worker, or as many as can be read.
+
+        Empty where there is no log. Raises OSError where nothing of it can be read.
+        """
         ...
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
@@ -86,6 +103,14 @@ class Node(Protocol):
 
     async def forget(self, worker_id: str) -> None:
         """Remove what is kept of a worker (its logs)."""
+        ...
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        """Remove what is kept of workers that nobody knows any more; returns how many there were.
+
+        Those are the workers that are not *known*, that no living process belongs to, and that were neither spawned
+        nor adopted here. Raises OSError where that cannot be found out; nothing is removed then.
+        """
         ...
 
 

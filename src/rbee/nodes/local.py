@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +93,12 @@ class LocalNode:
         self._oom = oom or OomWatch()
         self._sweeper = Sweeper(self._groups)
         self._kept: dict[str, KeptProcess] = {}
+        self._begun: set[str] = set()
         # Read while there are descriptors to read it with.
         processes.boot_id()
 
     async def spawn(self, launch: Launch) -> KeptProcess:
+        self._begun.add(launch.spec.worker_id)
         # In a thread: fork and exec of a new interpreter take milliseconds that the loop has better uses for. The
         # worker has no parent-death signal (it may outlive the hive), so the end of that thread means nothing to it.
         return await SPAWNS.run(self._spawn, launch)
@@ -133,6 +135,7 @@ class LocalNode:
 
     async def adopt(self, row: StoredWorker) -> KeptProcess | None:
         worker_id, incarnation = row.spec.worker_id, row.incarnation
+        self._begun.add(worker_id)
         identity = row.identity or await self._sweeper.find_keeper(worker_id, incarnation)
         handle = None if identity is None else processes.hold(identity)
         if identity is None or handle is None:
@@ -146,7 +149,11 @@ class LocalNode:
         return self._keep_hold(worker_id, KeptProcess(identity, handle, around))
 
     def _keep_hold(self, worker_id: str, process: KeptProcess) -> KeptProcess:
-        self._kept[marks.mark_of(worker_id, process.incarnation)] = process
+        mark = marks.mark_of(worker_id, process.incarnation)
+        replaced = self._kept.get(mark)
+        if replaced is not None:
+            replaced.close()
+        self._kept[mark] = process
         return process
 
     async def find_keeper(self, worker_id: str, incarnation: int) -> ProcessIdentity | None:
@@ -160,20 +167,25 @@ class LocalNode:
         return with_oom_verdict(exit_, None) if may_be_oom(exit_) else exit_
 
     def _drop_old(self, folder: Path) -> None:
-        by_age = sorted(logs.files(folder), key=_incarnation_of)
+        by_age = logs.of(folder)
         for old in by_age[: max(0, len(by_age) - self._keep + 1)]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".exit.json").unlink(missing_ok=True)
+            # With the log go the word that was left of its end, and what a killed keeper had begun of one.
+            for left in folder.glob(f"{old.stem}.*"):
+                left.unlink(missing_ok=True)
 
     def watch(self, pid: int) -> processes.WatchedProcess | None:
         return processes.watch(pid)
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
-        kept = self._kept.pop(marks.mark_of(worker_id, incarnation), None)
+        mark = marks.mark_of(worker_id, incarnation)
+        kept = self._kept.get(mark)
         if kept is None:
             return await self._sweeper.sweep(worker_id, incarnation)
         kept.swept()
-        return await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
+        killed = await self._sweeper.sweep(worker_id, incarnation, kept.identity.pid)
+        # Only now: a sweep that failed is tried again, and must know then who its keeper was.
+        self._kept.pop(mark, None)
+        return killed
 
     async def sweep_orphans(self) -> int:
         return await self._sweeper.sweep_orphans()
@@ -190,13 +202,32 @@ class LocalNode:
         return processes.port_is_free(host, port)
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
-        return await FILES.run(logs.tail, self._log_of(worker_id), lines)
+        return await FILES.run(self._tail, worker_id, lines)
+
+    def _tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        return logs.tail(logs.newest(self._directory / worker_id), lines)
 
     def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:
-        return logs.follow(lambda: self._log_of(worker_id), lines)
+        return logs.follow(self._directory / worker_id, lines)
 
     async def forget(self, worker_id: str) -> None:
         await FILES.run(shutil.rmtree, self._directory / worker_id, True)
+        self._begun.discard(worker_id)
+
+    async def forget_strangers(self, known: Collection[str]) -> int:
+        folders = await FILES.run(logs.folders, self._directory)
+        strangers = {folder.name for folder in folders}.difference(known)
+        if not strangers:
+            return 0
+        living = {found.incarnation.rpartition(":")[0] for found in await self._sweeper.scan()}
+        # One that was begun meanwhile has a folder before it has a process.
+        return await FILES.run(self._remove, strangers - living - self._begun)
+
+    def _remove(self, worker_ids: Collection[str]) -> int:
+        folders = [self._directory / worker_id for worker_id in worker_ids]
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return sum(not folder.exists() for folder in folders)
 
     async def cut_logs(self, interval: float) -> None:
         """Keep every log under its limit; ends only by cancellation."""
@@ -205,26 +236,15 @@ class LocalNode:
             await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
-        try:
-            folders = list(self._directory.iterdir())
-        except FileNotFoundError:
-            # No worker has been started yet.
-            return
-        except OSError as error:
-            log.warning("logs_not_cut", reason=str(error))
-            return
-        for path in (path for folder in folders for path in logs.files(folder)):
-            try:
-                logs.cut(path, self._max_log_bytes)
-            except OSError as error:
-                log.warning("log_not_cut", path=str(path), reason=str(error))
+        for folder in _listed(logs.folders, self._directory):
+            for path in _listed(logs.of, folder):
+                try:
+                    logs.cut(path, self._max_log_bytes)
+                except OSError as error:
+                    log.warning("log_not_cut", path=str(path), reason=str(error))
 
     def _exit_file(self, worker_id: str, incarnation: int) -> Path:
         return self._directory / worker_id / f"{incarnation}.exit.json"
-
-    def _log_of(self, worker_id: str) -> Path:
-        folder = self._directory / worker_id
-        return max(logs.files(folder), key=_incarnation_of, default=folder / "0.log")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
@@ -232,8 +252,12 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def _incarnation_of(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else 0
+def _listed(listing: Callable[[Path], list[Path]], folder: Path) -> list[Path]:
+    try:
+        return listing(folder)
+    except OSError as error:
+        log.warning("log_not_cut", path=str(folder), reason=str(error))
+        return []
 
 
 def command(launch: Launch, exit_file: Path) -> list[str]:
@@ -256,6 +280,7 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
         "--heartbeat-interval": launch.heartbeat_interval,
         "--orphan-timeout": launch.orphan_timeout,
         "--drain-timeout": launch.drain_timeout,
+        "--end-timeout": launch.end_timeout,
         "--incarnation": launch.incarnation,
         "--prompt-cache": launch.prompt_cache_bytes,
         "--exit-file": exit_file,

@@ -1,7 +1,7 @@
 """The log files of workers: read their end, follow them, keep them small."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -15,19 +15,35 @@ _FOLLOW_INTERVAL: Final = 0.25
 MAX_LINES: Final = 10_000
 
 
-def files(folder: Path) -> list[Path]:
-    """The logs in a folder, in no order; none where it cannot be read, or is no folder. Blocking.
-
-    ``Path.glob`` is no use here: before Python 3.13 it raises for a folder that is removed while it looks.
-    """
+def folders(directory: Path) -> list[Path]:
+    """Those of the workers; empty for a *directory* that is not there. Blocking. Raises OSError."""
     try:
-        return [folder / name for name in os.listdir(folder) if name.endswith(".log")]
-    except OSError:
+        with os.scandir(directory) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
         return []
 
 
+def of(folder: Path) -> list[Path]:
+    """The logs in the folder of a worker, oldest first; empty for one that is gone. Blocking. Raises OSError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.name.endswith(".log")]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=lambda path: int(path.stem) if path.stem.isdecimal() else 0)
+
+
+def newest(folder: Path) -> Path:
+    """The newest log, or the path of one that is never there. Blocking. Raises OSError."""
+    return (of(folder) or [folder / "0.log"])[-1]
+
+
 def tail(path: Path, lines: int) -> list[str]:
-    """The last *lines* lines; reads no more of the file than it must. Empty for a file that is not there. Blocking."""
+    """The last *lines* lines, or as many as can be read; reads no more of the file than it must. Blocking.
+
+    Empty for a file that is not there. Raises OSError where nothing of it can be read.
+    """
     return _tail_from(path, lines)[0]
 
 
@@ -45,30 +61,56 @@ def _tail_from(path: Path, lines: int) -> tuple[list[str], int]:
                 position = start
     except FileNotFoundError:
         return [], 0
+    except OSError:
+        if not blocks:
+            raise
     found = b"".join(reversed(blocks)).decode("utf-8", "replace").splitlines()
     return (found[-lines:] if lines > 0 else []), end
 
 
-async def follow(newest: Callable[[], Path], lines: int) -> AsyncIterator[str]:
-    """The last *lines* lines of the newest log, then each new one.
+async def follow(folder: Path, lines: int) -> AsyncIterator[str]:
+    """The last *lines* lines of the newest log in *folder*, then each new one.
 
-    Goes on when the file is cut and when a newer one begins (*newest* is asked at each look); ends when the folder of
-    the logs is gone, or the consumer leaves.
+    Goes on when the file is cut, when a newer one begins, and when it could not be read for a while; ends when the
+    folder is gone, or the consumer leaves.
     """
-    path = newest()
-    first, position = await FILES.run(_tail_from, path, lines)
-    for line in first:
-        yield line
-    rest = b""
-    while path.parent.is_dir():
+    follower = _Follower(folder, lines)
+    while (found := await FILES.run(follower.look)) is not None:
+        for line in found:
+            yield line
         await anyio.sleep(_FOLLOW_INTERVAL)
-        fresh, position = await FILES.run(_read_from, path, position)
-        whole = (rest + fresh).split(b"\n")
-        rest = whole.pop()
-        for found in whole:
-            yield found.decode("utf-8", "replace")
-        if not fresh and (latest := newest()) != path:
-            path, position, rest = latest, 0, b""
+
+
+class _Follower:
+    def __init__(self, folder: Path, lines: int) -> None:
+        self._folder = folder
+        self._lines = lines
+        self._path: Path | None = None
+        self._position = 0
+        self._rest = b""
+
+    def look(self) -> list[str] | None:
+        """The lines that are new; None once the folder is gone. Blocking."""
+        if not os.path.isdir(self._folder):
+            return None
+        try:
+            return self._begin() if self._path is None else self._go_on(self._path)
+        except OSError:
+            # The next look may find a descriptor, or a disk that answers.
+            return []
+
+    def _begin(self) -> list[str]:
+        path = newest(self._folder)
+        found, self._position = _tail_from(path, self._lines)
+        self._path = path
+        return found
+
+    def _go_on(self, path: Path) -> list[str]:
+        fresh, self._position = _read_from(path, self._position)
+        *whole, self._rest = (self._rest + fresh).split(b"\n")
+        if not fresh and (latest := newest(self._folder)) != path:
+            self._path, self._position, self._rest = latest, 0, b""
+        return [line.decode("utf-8", "replace") for line in whole]
 
 
 def _read_from(path: Path, position: int) -> tuple[bytes, int]:

@@ -136,7 +136,12 @@ class Handle:
         return True
 
     async def wait(self) -> None:
-        """Return once it runs no more (it may still want to be reaped)."""
+        """Return once it runs no more (it may still want to be reaped).
+
+        Raises ClosedResourceError for one that was let go of.
+        """
+        if self._closed:
+            raise anyio.ClosedResourceError
         if self._fd is None:
             await ENDS.run(_wait_elsewhere, self.pid, abandon_on_cancel=True)
         else:
@@ -166,17 +171,24 @@ class WatchedProcess:
         self._child = child
         self._group = group
         self._killed = False
+        self._is_awaited = False
 
     @property
     def identity(self) -> ProcessIdentity:
         return self._identity
 
     async def wait(self) -> Exit:
+        self._is_awaited = True
         try:
             await self._handle.wait()
             # It has ended, so this reaps and does not block.
             return UNKNOWN if self._child is None else from_wait_status(self._child.wait())
         finally:
+            self._handle.close()
+
+    def close(self) -> None:
+        # Whoever waits for it lets go of it, and must not find another process behind its descriptor.
+        if not self._is_awaited:
             self._handle.close()
 
     def terminate(self) -> None:

@@ -37,9 +37,6 @@ class Notifier:
         """The start is over. *status* is one line for people, as ``systemctl status`` shows it."""
         self._send({"READY": "1", "STATUS": _line(status)})
 
-    def status(self, text: str) -> None:
-        self._send({"STATUS": _line(text)})
-
     def stopping(self, status: str) -> None:
         self._unsent.pop("READY", None)
         self._send({"STOPPING": "1", "STATUS": _line(status)})

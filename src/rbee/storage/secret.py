@@ -18,8 +18,20 @@ def load_or_create(path: Path) -> bytes:
     fresh = secrets.token_bytes(_LENGTH)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(fresh)
+        file.flush()
+        os.fsync(file.fileno())
     draft.rename(path)
+    _flush_directory(path.parent)
     return fresh
+
+
+def _flush_directory(path: Path) -> None:
+    """A power cut must not take back the name: workers would live on with tokens that nobody takes."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _load(path: Path) -> bytes:

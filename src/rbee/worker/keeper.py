@@ -6,6 +6,7 @@ event in the mailbox; the conversations with hive and engine have threads of the
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -31,11 +32,9 @@ from rbee.worker.exit_file import Ending
 from rbee.worker.heartbeat import Reporter
 from rbee.worker.options import Options
 from rbee.worker.output import Output, open_output
+from rbee.worker.pacing import drain_at_most, kill_after
 from rbee.worker.processes import KEEPER_MARK, EngineProcess, become_subreaper, end_descendants, keeper_mark, reap
 from rbee.worker.watch import Watcher
-
-TERM_GRACE: Final = 5.0
-"""Seconds from SIGTERM to SIGKILL for the engine; the hive gives the keeper 10."""
 
 FAREWELL_TIMEOUT: Final = 5.0
 """Seconds for the hive to take the word that this worker has failed; it also sees the exit itself."""
@@ -59,6 +58,7 @@ class Keeper:
         self._process: EngineProcess | None = None
         self._output: Output | None = None
         self._drain_until: float | None = None
+        self._kill_at: float | None = None
         self._hurry = False
         self._mark = keeper_mark()
         self._watcher = Watcher(engine, options.slots, mailbox.post)
@@ -68,8 +68,13 @@ class Keeper:
         options = self._options
         become_subreaper()
         self._mailbox.listen_to((*_STOP_SIGNALS, signal.SIGCHLD))
-        if not self._choose_port(options.port):
-            return self._leave_word(self._no_port())
+        try:
+            if not self._choose_port(options.port):
+                return self._leave_word(self._no_port())
+        except socket.gaierror as error:
+            text = f"the host {options.host} is not known here: {error.strerror}"
+            log.error("No address", reason=text)
+            return self._leave_word(Ending("load_failed", text, 1))
         hive = HiveClient(options.callback, options.token, _identity(options))
         first = Announcement("loading", self._url)
         self._reporter = Reporter(
@@ -137,11 +142,15 @@ class Keeper:
         if self._phase == "draining":
             self._hurry = True
             return Ending("stopped", "stopped at once, on a second signal", 0)
-        if self._phase != "serving" or self._options.drain_timeout == 0:
+        now, end_timeout = time.monotonic(), self._options.end_timeout
+        if end_timeout is not None:
+            self._kill_at = now + kill_after(end_timeout)
+        timeout = drain_at_most(self._options.drain_timeout, end_timeout)
+        if self._phase != "serving" or timeout == 0:
             return Ending("stopped", f"stopped while {self._phase}", 0)
-        log.info("Draining", timeout=self._options.drain_timeout)
+        log.info("Draining", timeout=timeout)
         self._phase = "draining"
-        self._drain_until = time.monotonic() + self._options.drain_timeout
+        self._drain_until = now + timeout
         self._watcher.watch_drain()
         return None
 
@@ -221,16 +230,15 @@ class Keeper:
         """End the engine by signal, and everything that it may have started."""
         if self._process is not None and not self._hurry:
             self._process.signal(signal.SIGTERM)
-            self._wait_engine_end(TERM_GRACE)
+            self._wait_engine_end(self._kill_at or time.monotonic() + kill_after(self._options.end_timeout))
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
         stubborn = end_descendants(self._mark)
         if stubborn:
             log.error("These processes would not end", pids=stubborn)
 
-    def _wait_engine_end(self, timeout: float) -> None:
+    def _wait_engine_end(self, deadline: float) -> None:
         """Until the engine is reaped, the time is over, or a signal says that there is no time."""
-        deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             if self._engine_pid in [pid for pid, _ in reap()]:
                 self._process = None

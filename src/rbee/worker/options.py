@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from rbee.core import engine_args
 from rbee.core.errors import InvalidField
-from rbee.core.limits import MAX_SPEC_BYTES
+from rbee.core.limits import MAX_CTX_SIZE, MAX_NAME, MAX_SLOTS, MAX_SPEC_BYTES
 from rbee.worker.wire import Address, parse_address
 
-_WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WORKER_ID: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 _SLOTS: Final = {"command": 256}
 _DEFAULT_SLOTS: Final = 4
 _PORTS: Final = range(1, 65536)
@@ -49,6 +49,7 @@ class Options(NamedTuple):
     heartbeat_interval: float | None
     orphan_timeout: float
     drain_timeout: float
+    end_timeout: float | None
     alias: str | None
     incarnation: int | None
     exit_file: str | None
@@ -109,7 +110,11 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="llm-worker-rbee", description="One model on one device, supervised by a hive.")
     add = parser.add_argument
-    add("--worker-id", required=True, type=_matching(_WORKER_ID, "letters, digits, '.', '_' and '-', at most 128"))
+    add(
+        "--worker-id",
+        required=True,
+        type=_matching(_WORKER_ID, f"letters, digits, '.', '_' and '-', at most {MAX_NAME}"),
+    )
     add("--model", default="", help="path of the model file; not for the synthetic engine")
     add("--model-ref", required=True, type=_printable, help="what clients call the model, such as hf:org/repo")
     add("--backend", default="cpu", choices=("cpu", "cuda", "rocm", "vulkan", "metal"))
@@ -120,12 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--callback-url", default="http://localhost:9200", type=_address, dest="callback", help="the hive's base URL")
     add("--engine", default="llama-cpp", choices=tuple(engine_args.ALLOWED))
     add("--engine-python", default=sys.executable, type=_executable, help="Python with another build of xllamacpp")
-    add("--ctx-size", default=4096, type=_whole(1, 1 << 30), help="tokens that one request may use")
-    add("--slots", type=_whole(1, 65_536), help="requests at once (4; 256 for command)")
+    add("--ctx-size", default=4096, type=_whole(1, MAX_CTX_SIZE), help="tokens that one request may use")
+    add("--slots", type=_whole(1, MAX_SLOTS), help="requests at once (4; 256 for command)")
     add("--prompt-cache", default=512 << 20, type=_whole(0, 1 << 50), help="bytes of RAM")
     add("--heartbeat-interval", type=_seconds(above=0.0), help="seconds (30)")
     add("--orphan-timeout", default=300.0, type=_seconds(above=0.0), help="seconds without a hive until it ends")
     add("--drain-timeout", default=30.0, type=_seconds(above=-1.0), help="seconds for requests in flight at the end")
+    add("--end-timeout", type=_seconds(above=0.0), help="seconds from the first signal until this process is killed")
     add("--alias", type=_printable)
     add("--incarnation", type=_whole(0, 1 << 62))
     add("--exit-file", help="where to leave word of how it ended")

@@ -1,9 +1,29 @@
-"""When to beat, when to try again, and when the hive counts as gone. Pure: time is an argument (monotonic seconds)."""
+"""When to beat, when to try again, when the hive counts as gone, and how long an end may take.
+
+Pure: time is an argument (monotonic seconds).
+"""
 
 from typing import Final
 
 RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 8.0)
 """Seconds after a failed beat until the next try, within one heartbeat interval (DESIGN section 3)."""
+
+_BY_HAND: Final = 10.0
+"""Seconds to end the engine in, after the drain, where nobody has said when this process will be killed."""
+
+_DRAIN_SHARE: Final = 0.3
+_KILL_SHARE: Final = 0.6
+"""Of the time until the keeper itself is killed. A hive that stops has 0.7 of what it told at the spawn (Pool.stop)."""
+
+
+def drain_at_most(drain_timeout: float, end_timeout: float | None) -> float:
+    """Seconds that requests in flight get of an end that may take *end_timeout* seconds; None: no such limit."""
+    return drain_timeout if end_timeout is None else min(drain_timeout, end_timeout * _DRAIN_SHARE)
+
+
+def kill_after(end_timeout: float | None) -> float:
+    """Seconds of an end after which the engine is killed, so that the rest is enough to see all of it gone."""
+    return (_BY_HAND if end_timeout is None else end_timeout) * _KILL_SHARE
 
 
 def announce_delay(failures: int) -> float:

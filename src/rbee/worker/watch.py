@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rbee.worker.engines.base import COUNTERS_TIMEOUT, HEALTH_TIMEOUT, Engine, Probe, Telemetry
-from rbee.worker.events import EngineIdle, EngineReady, Event
+from rbee.worker.events import Broken, EngineIdle, EngineReady, Event
 from rbee.worker.processes import resident_bytes
 
 _FASTEST_POLL: Final = 0.02
@@ -38,6 +38,7 @@ class Watcher:
         self._sampled = 0
         self._sample: tuple[str, Telemetry] = ("healthy", {"slots_total": slots_total})
         self._stopping = False
+        self._broken = False
 
     def watch_load(self, pid: int, probe: Probe) -> None:
         """Post EngineReady as soon as the engine *pid* serves."""
@@ -55,13 +56,19 @@ class Watcher:
     def sample(self) -> tuple[str, Telemetry]:
         """healthy or degraded, and what is known of the engine; for the reporter's thread, bounded in time.
 
-        A serving engine that does not answer in time is degraded; before that nothing is expected of it.
+        A serving engine that does not answer in time is degraded; before that nothing is expected of it. One that
+        nobody watches any more is degraded too.
         """
         with self._changed:
             self._asked += 1
             mine = self._asked
             self._changed.notify_all()
-            if self._changed.wait_for(lambda: self._sampled >= mine or self._stopping, _SAMPLE_TIMEOUT):
+            over = self._changed.wait_for(
+                lambda: self._sampled >= mine or self._stopping or self._broken, _SAMPLE_TIMEOUT
+            )
+            if self._broken:
+                return "degraded", {"slots_total": self._slots_total}
+            if over:
                 return self._sample
             return ("healthy" if self._phase == "loading" else "degraded"), {"slots_total": self._slots_total}
 
@@ -71,7 +78,18 @@ class Watcher:
             self._changed.notify_all()
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="watcher", daemon=True).start()
+        threading.Thread(target=self._guarded, name="watcher", daemon=True).start()
+
+    def _guarded(self) -> None:
+        """A worker without this thread would seem well for ever; it ends loudly instead."""
+        try:
+            self._run()
+        except Exception as error:
+            with self._changed:
+                self._broken = True
+                self._changed.notify_all()
+            self._post(Broken(f"{type(error).__name__}: {error}"))
+            raise
 
     def _run(self) -> None:
         while True:

@@ -15,6 +15,8 @@ from rbee.core.addresses import base_url, bracketed
 
 MAX_ANSWER_BYTES: Final = 4 << 20
 _READ_BYTES: Final = 65_536
+_LONGEST_LENGTH: Final = 19
+"""Digits of a length that may be one; Python refuses to read more than 4300."""
 
 
 class BadAnswer(OSError):
@@ -45,10 +47,10 @@ class Answer(NamedTuple):
         return 200 <= self.status < 300
 
     def json(self) -> Any:
-        """The body's JSON value; None where it is not JSON."""
+        """The body's JSON value; None where it is not JSON, or nested too deeply to be read."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
@@ -154,6 +156,8 @@ def _read_answer(read: Callable[[], bytes]) -> Answer:
         return Answer(status, _chunks(source))
     length = fields.get(b"content-length", b"")
     if length.isdigit():
+        if len(length) > _LONGEST_LENGTH:
+            raise BadAnswer("the answer is too large")
         return Answer(status, source.exactly(int(length)))
     return Answer(status, b"" if status in (204, 304) else source.everything())
 

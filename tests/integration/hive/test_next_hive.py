@@ -1,5 +1,6 @@
 """A hive that dies, is stopped or loses its database, and what the next one finds."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ def next_hive(start_hive):
     """Ends a hive by a signal and starts another one in its place, with the same port and state directory."""
 
     def start(first: Hive, settings: dict[str, str] | None = None, number: int = signal.SIGKILL, **options) -> Hive:
+        wait_for(lambda: all_written_down(first), "the rows show what is ready")
         first.signal(number)
         first.process.wait(60)
         if (while_down := options.pop("while_down", None)) is not None:
@@ -25,6 +27,14 @@ def next_hive(start_hive):
         return start_hive({**(settings or {})}, port=first.port, **options)
 
     return start
+
+
+def all_written_down(hive: Hive) -> bool:
+    """Whether the database shows where each ready worker serves: it is written a moment after it is known."""
+    ready = {w["worker_id"] for w in hive.get("/v1/workers").json["workers"] if w["state"] in ("idle", "busy")}
+    database = sqlite3.connect(f"file:{hive.state_dir}/rbee.db?mode=ro", uri=True)
+    with contextlib.closing(database):
+        return ready <= {row[0] for row in database.execute("SELECT worker_id FROM workers WHERE url != ''")}
 
 
 def lives(worker: dict) -> bool:
@@ -88,6 +98,7 @@ def test_a_request_that_comes_before_the_workers_are_known_waits_for_them(start_
     first = start_hive()
     worker = first.ready()
     os.kill(worker["engine_pid"], signal.SIGSTOP)
+    wait_for(lambda: all_written_down(first), "the row shows where it serves")
     first.signal(signal.SIGKILL)
     first.process.wait(30)
     second = Hive(first.state_dir, {**QUICK, "heartbeat.stale_after": "60s"}, port=first.port)

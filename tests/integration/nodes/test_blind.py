@@ -36,7 +36,7 @@ def test_a_process_that_cannot_be_looked_at_is_not_gone(sleeper, spare):
         processes.start_time(sleeper.pid)
     watched = processes.watch(sleeper.pid)
     assert watched.identity == identity
-    watched._handle.close()
+    watched.close()
 
 
 def test_one_whose_user_cannot_be_asked_for_is_let_go_of(sleeper, monkeypatch):

@@ -71,6 +71,15 @@ class TestNode:
         with blind(), pytest.raises(OSError, match="Too many open files"):
             await any_node.find_keeper(worker_id, 7)
 
+    async def test_what_nobody_knows_is_forgotten_once(self, any_node, tmp_path):
+        if isinstance(any_node, FakeNode):
+            any_node.strangers = {"w-known", "w-lost"}
+        else:
+            (tmp_path / "workers" / "w-known").mkdir(parents=True)
+            (tmp_path / "workers" / "w-lost").mkdir()
+        assert await any_node.forget_strangers(["w-known"]) == 1
+        assert await any_node.forget_strangers(["w-known"]) == 0
+
 
 class Engine(BaseHTTPRequestHandler):
     def do_GET(self):

@@ -1,11 +1,13 @@
 """Real processes of the local node: identity, signals that never hit a stranger, logs, what a worker is told."""
 
+import io
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import anyio
@@ -15,9 +17,11 @@ import pytest
 from rbee.core.exits import ExitReason
 from rbee.core.launch import EngineOptions, Launch
 from rbee.core.worker import WorkerSpec
-from rbee.nodes import logs, processes
+from rbee.nodes import logs, marks, processes
 from rbee.nodes.local import LocalNode, command, environment
 from tests.hives import wait_for
+from tests.integration.nodes.exhausted import no_descriptors, open_descriptors
+from tests.integration.nodes.family import family
 
 pytestmark = pytest.mark.anyio
 SPEC = WorkerSpec("w-1", "synthetic:x", engine="synthetic", engine_args=("--load-seconds", "5"), alias="chat")
@@ -71,6 +75,42 @@ async def test_a_process_that_is_not_our_child_is_seen_to_end_too(sleeper):
     assert (exit_.code, exit_.signal_number) == (None, None)
 
 
+async def test_a_process_is_let_go_of_without_waiting(sleeper):
+    before = open_descriptors()
+    watched = processes.watch(sleeper.pid)
+    watched.close()
+    watched.close()
+    assert open_descriptors() == before
+    watched.kill()
+    assert processes.identify(sleeper.pid) == watched.identity
+    with pytest.raises(anyio.ClosedResourceError):
+        await watched.wait()
+
+
+async def test_one_that_is_waited_for_is_let_go_of_by_who_waits(sleeper):
+    before = open_descriptors()
+    watched = processes.watch(sleeper.pid)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watched.wait)
+        await anyio.wait_all_tasks_blocked()
+        watched.close()
+        sleeper.kill()
+    assert open_descriptors() == before
+
+
+async def test_a_worker_that_is_taken_over_twice_is_held_once(node, row, worker_id):
+    with family(f"{worker_id}:7"):
+        first = await node.adopt(row)
+        before = open_descriptors()
+        second = await node.adopt(row)
+        assert len(open_descriptors()) == len(before)
+        first.kill()
+        with pytest.raises(anyio.ClosedResourceError):
+            await first.wait()
+        second.kill()
+        await second.wait()
+
+
 async def test_a_process_can_be_killed_when_no_descriptor_is_left(sleeper):
     watched = processes.WatchedProcess(processes.identify(sleeper.pid), processes.Handle(sleeper.pid), sleeper)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -118,8 +158,60 @@ def test_only_the_last_logs_of_a_worker_are_kept(tmp_path):
     for number in (1, 2, 3, 9, 10, 11):
         (folder / f"{number}.log").touch()
         (folder / f"{number}.exit.json").touch()
+    (folder / "3.exit.json.77.tmp").touch()
     node._drop_old(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["10.exit.json", "10.log", "11.exit.json", "11.log"]
+
+
+class TestStrangers:
+    @pytest.fixture
+    def folder_of(self, tmp_path):
+        def make(worker_id):
+            folder = tmp_path / "workers" / worker_id
+            folder.mkdir(parents=True)
+            (folder / "1.exit.json.77.tmp").touch()
+            return folder
+
+        return make
+
+    async def test_what_nobody_knows_and_nothing_lives_of_is_removed(self, node, folder_of, worker_id, start_sleeper):
+        lost, known, living = folder_of("w-lost"), folder_of("w-known"), folder_of(worker_id)
+        start_sleeper({marks.INCARNATION_VARIABLE: f"{worker_id}:7"})
+        assert await node.forget_strangers({"w-known", "w-elsewhere"}) == 1
+        assert not lost.exists()
+        assert known.exists()
+        assert living.exists()
+
+    async def test_nothing_is_removed_of_one_that_is_being_started_or_was_adopted(self, node, folder_of, row):
+        begun, adopted = folder_of("w-1"), folder_of(row.spec.worker_id)
+        await node.adopt(row)
+        process = await node.spawn(LAUNCH)
+        process.kill()
+        await process.wait()
+        await node.sweep("w-1", 3)
+        assert await node.forget_strangers(()) == 0
+        assert begun.exists()
+        assert adopted.exists()
+        await node.forget("w-1")
+        folder_of("w-1")
+        assert await node.forget_strangers(()) == 1
+
+    async def test_nothing_is_removed_while_nobody_can_say_what_lives(self, node, folder_of):
+        lost = folder_of("w-lost")
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            await node.forget_strangers(())
+        node._sweeper.scan = marks.SharedScan(scan_without_descriptors)
+        with pytest.raises(OSError, match="Too many open files"):
+            await node.forget_strangers(())
+        assert lost.exists()
+
+    async def test_without_any_folder_there_is_nothing_to_do(self, node):
+        assert await node.forget_strangers(()) == 0
+
+
+def scan_without_descriptors():
+    with no_descriptors():
+        return marks.scan()
 
 
 def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(tmp_path):
@@ -147,10 +239,6 @@ def test_the_template_of_a_command_engine_travels_in_the_environment(tmp_path):
     launch = Launch(SPEC, 1, 8081, 9000, "", token="t", engine=engine)
     assert environment(launch, {})["RBEE_ENGINE_COMMAND"] == '["vllm", "serve", "{model}"]'
     assert "vllm" not in " ".join(command(launch, tmp_path / "exit.json"))
-
-
-def newest(folder):
-    return max(folder.glob("*.log"), default=folder / "0.log")
 
 
 class TestLogs:
@@ -186,7 +274,7 @@ class TestLogs:
         log.write_text("one\ntwo\n")
         seen = []
         with anyio.fail_after(30):
-            async for line in logs.follow(lambda: newest(tmp_path), 1):
+            async for line in logs.follow(tmp_path, 1):
                 seen.append(line)
                 if line == "two":
                     with log.open("a") as writer:
@@ -201,3 +289,82 @@ class TestLogs:
                 elif line == "six":
                     shutil.rmtree(tmp_path)
         assert seen == ["two", "three", "four", "five", "six"]
+
+    def test_one_that_follows_outlives_a_moment_without_descriptors(self, tmp_path):
+        log = tmp_path / "1.log"
+        log.write_text("one\n")
+        follower = logs._Follower(tmp_path, 5)
+        with no_descriptors():
+            assert follower.look() == []
+        assert follower.look() == ["one"]
+        log.write_text("one\ntwo\n")
+        with no_descriptors():
+            assert follower.look() == []
+        assert follower.look() == ["two"]
+        shutil.rmtree(tmp_path)
+        assert follower.look() is None
+
+    async def test_of_a_worker_without_a_folder_there_is_nothing_to_follow_or_read(self, node):
+        assert [line async for line in node.follow("w-1", 5)] == []
+        assert await node.tail("w-1", 5) == []
+
+    async def test_a_log_that_cannot_be_read_is_an_error_and_not_empty(self, node, tmp_path):
+        (tmp_path / "workers" / "w-1" / "1.log").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError):
+            await node.tail("w-1", 5)
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            await node.tail("w-1", 5)
+
+    def test_what_can_be_read_of_a_log_on_a_broken_disk_is_shown(self):
+        class BrokenAtTheFront(io.BytesIO):
+            def read(self, size=-1):
+                if self.tell() == 0:
+                    raise OSError("bad sector")
+                return super().read(size)
+
+        class Path:
+            def __init__(self, content):
+                self._content = content
+
+            def open(self, _mode):
+                return BrokenAtTheFront(self._content)
+
+        assert logs.tail(Path(b"x" * 100 + b"\nlast\n" * 20_000), 60_000)[-1] == "last"
+        with pytest.raises(OSError, match="bad sector"):
+            logs.tail(Path(b"short\n"), 5)
+
+    async def test_cutting_goes_on_whatever_cannot_be_listed(self, tmp_path):
+        class Node(LocalNode):
+            def _cut_all(self):
+                super()._cut_all()
+                rounds.release()
+
+        rounds = threading.Semaphore(0)
+        node = Node(tmp_path / "workers", {}, 100, keep=5)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node.cut_logs, 0)
+            assert await anyio.to_thread.run_sync(rounds.acquire, True, 60)
+            long = tmp_path / "workers" / "w-1" / "1.log"
+            long.parent.mkdir(parents=True)
+            with no_descriptors():
+                for _ in range(2):
+                    assert await anyio.to_thread.run_sync(rounds.acquire, True, 60)
+            long.write_text("line\n" * 1000)
+            await anyio.to_thread.run_sync(wait_for, lambda: long.stat().st_size < 100, "it is cut")
+            tasks.cancel_scope.cancel()
+
+    def test_a_worker_that_is_forgotten_while_logs_are_cut_disturbs_nothing(self, tmp_path, monkeypatch):
+        node = LocalNode(tmp_path, {}, 100, keep=5)
+        for name in ("w-1", "w-2"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1.log").write_text("line\n" * 1000)
+        really = logs.folders
+
+        def listed_and_forgotten(directory):
+            found = really(directory)
+            shutil.rmtree(tmp_path / "w-1")
+            return found
+
+        monkeypatch.setattr(logs, "folders", listed_and_forgotten)
+        node._cut_all()
+        assert (tmp_path / "w-2" / "1.log").stat().st_size < 100

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 
 from rbee.core.launch import StoredWorker
 from rbee.nodes import marks, processes, sweep
+from tests.integration.nodes.exhausted import no_descriptors, open_descriptors
 from tests.integration.nodes.family import Member, family
 
 pytestmark = pytest.mark.anyio
@@ -105,8 +107,100 @@ async def test_a_process_that_has_another_mark_once_it_is_held_is_spared(worker_
     with family(f"{worker_id}:7") as stranger:
         pid = stranger["keeper"].pid
         # As if the pid had been another's when all processes were looked at.
-        assert await sweep.end([pid], lambda found: found.incarnation == f"{worker_id}:6") == {pid}
+        target = sweep.Target("w:6", lambda found: found.incarnation == f"{worker_id}:6")
+        assert sweep.strike(target, [marks.Marked(pid, f"{worker_id}:6")]).handles == []
         assert stranger.alive("keeper")
+
+
+@pytest.fixture
+def deathless(monkeypatch):
+    """No signal reaches anybody, and a sweep soon loses patience."""
+    monkeypatch.setattr(processes.Handle, "signal", lambda *_: True)
+    monkeypatch.setattr(sweep, "GONE_TIMEOUT", 0.05)
+    monkeypatch.setattr(sweep, "PATIENCE", 0.3)
+    return monkeypatch.undo
+
+
+async def test_a_sweep_never_says_that_nothing_is_left_while_anything_lives(node, row, worker_id, deathless):
+    with family(f"{worker_id}:7", Member("engine", setsid=True)) as worker:
+        await node.adopt(row)
+        pids = sorted(worker[name].pid for name in worker.members)
+        before = open_descriptors()
+        with pytest.raises(OSError, match=f"^2 processes of {worker_id}:7 do not end: pids {pids[0]}, {pids[1]}$"):
+            await node.sweep(worker_id, 7)
+        assert open_descriptors() == before
+        deathless()
+        assert await node.sweep(worker_id, 7) == 2
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+async def test_a_sweep_without_descriptors_fails_and_leaves_none_open(node, worker_id, monkeypatch, spare):
+    monkeypatch.setattr(sweep, "PATIENCE", 0.3)
+    with family(f"{worker_id}:7", Member("engine", setsid=True)) as worker:
+        before = open_descriptors()
+        with no_descriptors(spare), pytest.raises(OSError, match=f"{worker_id}:7 cannot .* Too many open files"):
+            await node.sweep(worker_id, 7)
+        assert open_descriptors() == before
+        assert worker.alive("keeper")
+
+
+async def test_a_sweep_waits_for_descriptors(node, worker_id):
+    tried = threading.Event()
+
+    def scan():
+        try:
+            return marks.scan()
+        except OSError:
+            tried.set()
+            raise
+
+    node._sweeper.scan = marks.SharedScan(scan)
+    with family(f"{worker_id}:7", Member("engine", setsid=True)) as worker:
+        async with anyio.create_task_group() as tasks:
+            with no_descriptors():
+                tasks.start_soon(node.sweep, worker_id, 7)
+                assert await anyio.to_thread.run_sync(tried.wait, 60)
+        assert not worker.alive("keeper")
+        assert not worker.alive("engine")
+
+
+async def test_many_processes_are_ended_with_a_few_descriptors(node, worker_id, start_sleeper):
+    children = [start_sleeper({marks.INCARNATION_VARIABLE: f"{worker_id}:7"}) for _ in range(20)]
+    with no_descriptors(spare=4):
+        assert await node.sweep(worker_id, 7) == 20
+    assert [child.wait() for child in children] == [-signal.SIGKILL] * 20
+
+
+async def test_more_processes_than_are_held_at_once_are_all_ended(node, worker_id, start_sleeper, monkeypatch):
+    monkeypatch.setattr(sweep, "_HELD", 3)
+    children = [start_sleeper({marks.INCARNATION_VARIABLE: f"{worker_id}:7"}) for _ in range(20)]
+    assert await node.sweep(worker_id, 7) == 20
+    assert [child.wait() for child in children] == [-signal.SIGKILL] * 20
+
+
+@pytest.mark.usefixtures("deathless")
+async def test_orphans_that_do_not_end_keep_no_hive_from_starting(node, worker_id, monkeypatch):
+    # Named by their mark: real ones might be found by another hive on this machine.
+    monkeypatch.setattr(sweep, "_is_orphan", lambda found: found.incarnation == f"{worker_id}:7")
+    with family(f"{worker_id}:7", Member("engine", setsid=True)) as worker:
+        assert await node.sweep_orphans() == 2
+        assert worker.alive("engine")
+
+
+async def test_a_process_that_is_slow_to_show_its_mark_does_not_hold_up_the_loop(node, worker_id, monkeypatch):
+    loop_thread, readers = threading.get_ident(), set()
+    really = marks.read
+
+    def read(pid):
+        readers.add(threading.get_ident())
+        return really(pid)
+
+    monkeypatch.setattr(marks, "read", read)
+    with family(f"{worker_id}:7", names_itself=True):
+        assert await node.find_keeper(worker_id, 7) is not None
+        assert await node.sweep(worker_id, 7) == 1
+    assert readers
+    assert loop_thread not in readers
 
 
 async def test_a_keeper_without_a_stored_pid_is_found_by_its_mark(node, row, worker_id):

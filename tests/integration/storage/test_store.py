@@ -1,6 +1,8 @@
 """The same contract on the fake store and on the real one, and what the real one does with bad files."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +102,24 @@ def test_the_secret_is_made_once_and_is_nobody_elses(tmp_path):
     path.write_bytes(b"short")
     with pytest.raises(OSError, match="damaged"):
         secret.load_or_create(path)
+
+
+def test_a_new_secret_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_is_used(tmp_path, monkeypatch):
+    done = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor):
+        done.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def note_rename(path, target):
+        done.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    secret.load_or_create(tmp_path / "secret")
+    assert done == ["flush secret.new", "rename to secret", f"flush {tmp_path.name}"]
 
 
 def test_a_lock_is_held_by_one_and_free_after_it(tmp_path):

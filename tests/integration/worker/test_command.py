@@ -13,10 +13,12 @@ from tests.integration.worker.real import ENGINE_KEY, StartWorker, alive, ask, w
 from tests.integration.worker.stub_hive import StubHive
 
 SERVER = """
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 port, mode, names = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+if mode == "metrics, deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/metrics":
             busy = 0 if os.path.exists(os.path.join(os.environ["TMPDIR"], "idle")) else 1
             text = f'vllm:num_requests_running{{engine="0"}} {busy}\\n'
-            status = 200 if mode == "metrics" else 404
+            status = 200 if mode.startswith("metrics") else 404
         elif self.path == "/ask":
             text = json.dumps({"names": names, "child": child.pid, "key": os.environ.get("VLLM_API_KEY")})
         elif self.path != "/ping":
@@ -93,6 +95,19 @@ def test_a_stop_waits_for_what_its_metrics_tell(hive: StubHive, start_worker: St
     assert worker.process.poll() is None
     (tmp_path / "idle").touch()
     assert worker.wait_end() == 0
+
+
+def test_an_end_keeps_within_its_time_whatever_the_engine_does(
+    hive: StubHive, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """Requests that never end, and an engine that does not hear: both get their part of the two seconds."""
+    arguments = ("--drain-timeout", "3600", "--end-timeout", "2")
+    worker, ready = started(start_worker, hive, tmp_path, "metrics, deaf", *arguments)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.wait_end() == 0
+    assert not alive(ready["engine_pid"])
+    assert worker.ended()["message"] == "stopped with requests still running"
+    assert "timeout=0.6" in worker.log
 
 
 def test_without_metrics_a_stop_waits_for_nothing(hive: StubHive, start_worker: StartWorker, tmp_path: Path) -> None:

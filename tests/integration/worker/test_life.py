@@ -313,3 +313,10 @@ def test_a_description_that_cannot_be_read_is_told_in_the_exit_file(hive: StubHi
     worker = start_worker(hive.url, "--incarnation", "3", RBEE_WORKER_SPEC="[]")
     assert worker.wait_end() == 2
     assert "RBEE_WORKER_SPEC" in worker.ended()["message"]
+
+
+def test_a_host_that_does_not_resolve_is_told_in_one_sentence(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--host", "no.such.host.invalid")
+    assert worker.wait_end() == 1
+    assert "the host no.such.host.invalid is not known here" in worker.ended()["message"]
+    assert "Traceback" not in worker.log

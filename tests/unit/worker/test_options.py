@@ -72,11 +72,14 @@ def test_the_synthetic_engine_needs_no_model() -> None:
         (["--callback-url", "unix:relative"], {}, "absolute"),
         (["--engine", "steam"], {}, "--engine"),
         (["--engine-python", "/no/such/python"], {}, "--engine-python"),
+        (["--worker-id", "w" * 64], {}, "at most 63"),
         (["--slots", "0"], {}, "--slots"),
+        (["--slots", "1025"], {}, "from 1 to 1024"),
         (["--heartbeat-interval", "0"], {}, "--heartbeat-interval"),
         (["--heartbeat-interval", "nan"], {}, "--heartbeat-interval"),
         (["--orphan-timeout", "inf"], {}, "--orphan-timeout"),
         (["--drain-timeout", "-1"], {}, "--drain-timeout"),
+        (["--end-timeout", "0"], {}, "--end-timeout"),
         (["--incarnation", "x"], {}, "--incarnation"),
         (["--unknown", "x"], {}, "--unknown"),
         (["--", "--unknown", "x"], {}, "--unknown"),
@@ -119,3 +122,9 @@ def test_the_hives_description_is_taken_as_it_is() -> None:
         "b": {"c": "\u00e9"},
     }
     assert options.read(GIVEN, {"RBEE_WORKER_SPEC": '{"x": "' + "x" * 65_527 + '"}'}).spec is not None
+
+
+def test_what_the_hive_would_take_is_taken() -> None:
+    """The same limits as those of the control API."""
+    arguments = ["--model", "/m.gguf", "--model-ref", "hf:test/model", "--worker-id", "w" * 63, "--slots", "1024"]
+    assert options.read(arguments, {}).slots == 1024

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.worker.pacing import BeatPlan, announce_delay
+from rbee.worker.pacing import BeatPlan, announce_delay, drain_at_most, kill_after
 
 
 def failing_attempts(plan: BeatPlan, until: float) -> list[float]:
@@ -103,3 +103,15 @@ def test_whatever_happens_the_next_attempt_is_at_most_one_interval_away(
         else:
             plan.failed(now)
         assert plan.due(now) <= now + interval * (1 + 1e-6)
+
+
+@given(st.floats(0.0, 1e8), st.floats(0.01, 1e8))
+def test_an_end_is_over_before_a_hive_that_stops_kills_the_keeper(drain_timeout: float, end_timeout: float) -> None:
+    """It then gives 0.7 of its usual grace."""
+    assert drain_at_most(drain_timeout, end_timeout) <= kill_after(end_timeout) / 2 + 1e-6
+    assert kill_after(end_timeout) < 0.7 * end_timeout
+
+
+def test_an_end_by_hand_takes_as_long_as_its_requests() -> None:
+    assert (drain_at_most(30.0, None), kill_after(None)) == (30.0, 6.0)
+    assert (drain_at_most(30.0, 10.0), drain_at_most(1.0, 10.0), kill_after(10.0)) == (3.0, 1.0, 6.0)

@@ -45,7 +45,11 @@ def test_the_first_free_port_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert ports.first_free("127.0.0.1", port, port) is None
-        assert ports.first_free("127.0.0.1", port, 65535) != port
+        found = ports.first_free("127.0.0.1", port, 65535)
+        assert found is not None
+        assert found > port
+        with socket.create_server(("127.0.0.1", found)):
+            pass
 
 
 def test_the_message_of_an_error_body_is_found_and_of_any_other_the_status() -> None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from rbee.worker.wire import Address, BadAnswer, call, parse_address
+from rbee.worker.wire import Address, Answer, BadAnswer, call, parse_address
 
 Serve = Callable[[bytes], Address]
 
@@ -96,11 +96,17 @@ def test_answers_of_every_framing_are_read(serve: Serve, answer: bytes, status: 
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
         b"HTTP/1.1 200 OK\r\nX: y",
+        b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n{}" % (b"9" * 5000),
     ],
 )
 def test_what_is_no_whole_answer_is_an_error(serve: Serve, answer: bytes) -> None:
     with pytest.raises(BadAnswer):
         call(serve(answer), "GET", "/", timeout=30)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"9" * 5000, b"\xff"])
+def test_a_body_that_cannot_be_read_has_no_value(body: bytes) -> None:
+    assert Answer(200, body).json() is None
 
 
 def test_a_peer_that_never_answers_is_given_up() -> None:
