@@ -1,5 +1,6 @@
 """Lanes run side by side, each with faults and stages of its own; one ledger takes down what came of all."""
 
+import contextlib
 import random
 import shutil
 import threading
@@ -149,7 +150,8 @@ class Lane:
             return  # it was broken off: what does not hold is no wonder
         number = self._ledger.complain(f"{self.name}.{self._done:03} {name}", problems)
         kept = self._folder / f"kept{number}"
-        shutil.copytree(stage.disk, kept, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
+        with contextlib.suppress(shutil.Error):  # the hive is still at work in it: what is gone by now is not kept
+            shutil.copytree(stage.disk, kept, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
         self._ledger.tell(
             f"VIOLATION after '{name}' ({self.name}.{self._done:03}, seed {self.seed}); log and state: {kept}",
             *(f"    {problem}" for problem in problems),
