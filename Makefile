@@ -4,6 +4,7 @@
 PY := .venv/bin/python
 PORT ?= 9200
 FAULTS ?= 300
+STAGES ?= 2
 SEED ?=
 export PORT ONCE LOG PYTHON
 
@@ -32,10 +33,10 @@ bench: ## Measure, and print the table
 	@scripts/venv dev
 	$(PY) -m bench.main
 
-chaos: ## Faults at random into a hive that serves, and the table of what came of them (FAULTS=300 SEED=123: so many, the same ones again)
+chaos: ## Faults at random into a hive that serves, and the table of what came of them (FAULTS=300 SEED=123: so many, the same ones again; STAGES=2: hives side by side)
 	@scripts/venv dev
 	@scripts/tools
-	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m tests.chaos.main --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m tests.chaos.main --faults $(FAULTS) --stages $(STAGES) $(if $(SEED),--seed $(SEED))
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

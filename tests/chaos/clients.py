@@ -245,4 +245,4 @@ class Asking:
 def _any_wish(model: str, rng: random.Random) -> Wish:
     stream = rng.random() < 0.6
     leaves_after = rng.randint(1, 10) if stream and rng.random() < 0.1 else None
-    return Wish(model, stream, rng.randint(4, 80), leaves_after)
+    return Wish(model, stream, rng.randint(4, 50), leaves_after)

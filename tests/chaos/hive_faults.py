@@ -137,14 +137,9 @@ def term_during_drain(stage: Stage) -> None:
 def leave(stage: Stage) -> None:
     """Workers that are left on purpose are found by the next hive as they were."""
     before = stage.identities()
-    settings = stage.hive.settings
     with stage.hive_gap():
         stage.kill_hive()
-        stage.hive.settings = {**settings, "lifecycle.on_shutdown": "leave"}
-        try:
-            stage.start_hive()
-        finally:
-            stage.hive.settings = settings
+        stage.start_hive({"lifecycle.on_shutdown": "leave"})
         stage.injected()
         code = stage.hive.stop()
         if code != 0:

@@ -1,134 +1,38 @@
-"""Faults at random into a real hive that serves all the time, one after the other; what holds, and what came of each.
+"""Faults at random into real hives that serve all the time, one after the other; what holds, and what came of each.
 
 Exit status 1 when anything that is promised did not hold: then the seed, the history and the hive's log are told.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 
 from tests.chaos import disks, table
 from tests.chaos import hive_faults as _hive_faults
 from tests.chaos import load_faults as _load_faults
+from tests.chaos import promise_faults as _promise_faults
 from tests.chaos import worker_faults as _worker_faults
 from tests.chaos import world_faults as _world_faults
 from tests.chaos.catalog import FAULTS, Fault
-from tests.chaos.stage import Settled, Stage, free_ports
+from tests.chaos.lane import Lane, Ledger, MakeStage, as_json, seed_of
+from tests.chaos.stage import Stage, free_ports
 
-_BY_IMPORT = (_hive_faults, _load_faults, _worker_faults, _world_faults)
+_BY_IMPORT = (_hive_faults, _load_faults, _promise_faults, _worker_faults, _world_faults)
 """Their functions enter themselves into FAULTS."""
 
-FAULTS_A_STAGE = 50
-"""After so many the hive, its state directory and all its workers are replaced."""
-
-
-class Run:
-    """One run: *deck* says which fault is next, *folder* holds all that it makes."""
-
-    def __init__(self, seed: int, faults: list[Fault], folder: Path, compiler: str | None, small_disk: bool) -> None:
-        self.seed = seed
-        self._faults = faults
-        self._folder = folder
-        self._compiler = compiler
-        self._small_disk = small_disk
-        self._rng = random.Random(seed)
-        self._stages = 0
-        self.rows = {fault.name: table.Row(fault.name) for fault in faults}
-        self.history: list[str] = []
-        self.problems: list[str] = []
-
-    def deck(self) -> Iterator[Fault]:
-        """Every fault as often as its weight says, shuffled, again and again."""
-        rng = random.Random(f"{self.seed}/deck")
-        while True:
-            cards = [fault for fault in self._faults for _ in range(fault.weight)]
-            rng.shuffle(cards)
-            yield from cards
-
-    def run(self, count: int) -> None:
-        deck = self.deck()
-        done = 0
-        while done < count:
-            stage = self._open_stage()
-            many = min(FAULTS_A_STAGE, count - done)
-            try:
-                done += self._play(stage, deck, many)
-            finally:
-                stage.abandon()
-                stage.remove()
-
-    def _open_stage(self) -> Stage:
-        self._stages += 1
-        folder = self._folder / f"stage{self._stages}"
-        folder.mkdir()
-        stage = Stage(
-            folder, self._rng, free_ports(random.Random()), compiler=self._compiler, small_disk=self._small_disk
-        )
-        try:
-            return stage.open()
-        except BaseException:
-            stage.abandon()
-            stage.remove()
-            raise
-
-    def _play(self, stage: Stage, deck: Iterator[Fault], many: int) -> int:
-        """Inject up to *many*; fewer when a violation ends the stage. Returns how many."""
-        for number in range(1, many + 1):
-            fault = next(deck)
-            problems = self._inject(stage, fault)
-            if problems:
-                self._keep(stage, fault, problems)
-                return number
-        if left := stage.close():
-            self._keep(stage, None, left)
-        return many
-
-    def _inject(self, stage: Stage, fault: Fault) -> list[str]:
-        row = self.rows[fault.name]
-        row.injected += 1
-        began = time.monotonic()
-        try:
-            stage.wait_busy()
-            fault.inject(stage)
-            settled = stage.settle()
-        except (AssertionError, OSError, HTTPException, ValueError, KeyError) as error:
-            # Whatever it was, the hive did not do what is promised, or did not answer.
-            row.violations += 1
-            return [f"{type(error).__name__}: {error}"]
-        self._count(row, settled)
-        line = f"{len(self.history) + 1:4} {fault.name}: settled after {settled.seconds:.2f} s"
-        self._tell(f"{line}, {time.monotonic() - began:.1f} s in all, {len(settled.judgement.lost)} lost")
-        return [*settled.violations, *(f"failed otherwise: {what}" for what in settled.judgement.failed)]
-
-    def _count(self, row: table.Row, settled: Settled) -> None:
-        row.seconds.append(settled.seconds)
-        row.answered += settled.judgement.answered
-        row.lost += len(settled.judgement.lost)
-        row.failed += len(settled.judgement.failed)
-        row.violations += len(settled.violations)
-
-    def _tell(self, line: str) -> None:
-        self.history.append(line)
-        print(line, flush=True)
-
-    def _keep(self, stage: Stage, fault: Fault | None, problems: list[str]) -> None:
-        name = fault.name if fault else "end of the hive"
-        kept = self._folder / f"kept{len(self.problems)}"
-        shutil.copytree(stage.disk, kept, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
-        self._tell(f"VIOLATION after '{name}' (seed {self.seed}); log and state: {kept}")
-        for problem in problems:
-            self._tell(f"    {problem}")
-        for step in stage.story.steps[-12:]:
-            self._tell(f"    last events: {step.worker_id} {step.event} {step.before} -> {step.after}: {step.message}")
-        self.problems += [f"{name}: {problem}" for problem in problems]
+LANES = 2
+"""Most of a fault is waiting: two at once cost hardly more time than one."""
+BREAK_OFF_TIMEOUT = 20.0
+"""Seconds for a lane to see that its hive was taken away."""
 
 
 def chosen(only: str | None, available: set[str]) -> list[Fault]:
@@ -156,14 +60,20 @@ def _available(compiler: str | None, folder: Path) -> set[str]:
     return available
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.chaos.main", description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=300, metavar="N")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--stages", type=int, default=LANES, metavar="N", help="hives side by side, each with its own")
     parser.add_argument("--only", metavar="NAME;...", help="faults whose names begin so")
+    parser.add_argument("--slow", type=float, default=float("inf"), metavar="SECONDS", help="tell the events of slower")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true", help="print the faults and what each attacks")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
     if options.list:
         for fault in FAULTS.values():
             print(f"{fault.name}: {fault.attacks}")
@@ -176,28 +86,58 @@ def main() -> None:
         shutil.rmtree(folder)
         disks.enter_namespace(["-m", "tests.chaos.main", *sys.argv[1:]])
         folder.mkdir()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hive under test is ended, too
-    print(f"seed {seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hives under test are ended, too
+    faults = chosen(options.only, available)
+    ledger = Ledger(faults, partial(print, flush=True), options.slow)
+    lanes = []
+    for number in range(options.stages):
+        make_stage = _stages(number, options.stages, compiler, "small disk" in available)
+        share = options.faults // options.stages + (number < options.faults % options.stages)
+        lanes.append(Lane(str(number + 1), seed_of(seed, number), share, folder, make_stage, ledger))
+    print(f"seed {seed}" + "".join(f"; alone: --stages 1 --seed {one.seed}" for one in lanes[1:]), flush=True)
     began = time.monotonic()
-    run = Run(seed, chosen(options.only, available), folder, compiler, "small disk" in available)
-    run.run(options.faults)
-    report(run, options.faults, time.monotonic() - began, options.json)
-    if run.problems:
+    _run(lanes)
+    _report(ledger, seed, options.faults, time.monotonic() - began, options.json)
+    if ledger.problems:
         sys.exit(1)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(run: Run, count: int, seconds: float, file: Path | None) -> None:
-    rows = list(run.rows.values())
+def _stages(lane: int, lanes: int, compiler: str | None, small_disk: bool) -> MakeStage:
+    def make_stage(folder: Path, rng: random.Random) -> Stage:
+        return Stage(folder, rng, free_ports(random.Random(), lane, lanes), compiler=compiler, small_disk=small_disk)
+
+    return make_stage
+
+
+def _run(lanes: list[Lane]) -> None:
+    """All of them at once. Whatever ends this leaves none of their hives behind."""
+    threads = [threading.Thread(target=one.run, daemon=True) for one in lanes]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for one in lanes:
+            one.abandon()
+        for thread in threads:
+            thread.join(BREAK_OFF_TIMEOUT)
+    for one in lanes:
+        if one.error is not None:
+            raise one.error
+
+
+def _report(ledger: Ledger, seed: int, count: int, seconds: float, file: Path | None) -> None:
+    rows = list(ledger.rows.values())
     answered = sum(row.answered for row in rows)
-    print(
-        f"\n{table.markdown(rows)}\n\n{count} faults, seed {run.seed}, {seconds:.0f} s; {answered} requests answered."
-    )
-    for problem in run.problems:
+    print(f"\n{table.markdown(rows)}\n")
+    print(f"{count} faults, seed {seed}, {seconds:.0f} s on {os.cpu_count()} cores; {answered} requests answered.")
+    for problem in ledger.problems:
         print(f"VIOLATION {problem}")
     if file is not None:
-        value = {"seed": run.seed, "faults": count, "seconds": seconds, "answered": answered, "history": run.history}
-        file.write_text(json.dumps({**value, "rows": [row.as_json() for row in rows], "problems": run.problems}))
+        value = {"seed": seed, "faults": count, "seconds": seconds, "answered": answered}
+        file.write_text(json.dumps({**value, **as_json(ledger)}))
 
 
 if __name__ == "__main__":

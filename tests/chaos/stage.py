@@ -52,8 +52,28 @@ SETTLE_TIMEOUT = 60.0
 GONE = {"state": "gone"}
 
 
+_LIMITED = (
+    "import os, resource, sys; most = int(sys.argv[1]);"
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)); os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""Becomes the command that follows, with so many descriptors and no more."""
+
+
 class Violated(AssertionError):
     """A fault had another outcome than the one that is promised."""
+
+
+@dataclass
+class LimitedHive(Hive):
+    """A hive that is started with at most so many descriptors, where that is given."""
+
+    descriptors: int | None = None
+
+    def command(self) -> list[str]:
+        command = super().command()
+        if self.descriptors is None:
+            return command
+        return [sys.executable, "-c", _LIMITED, str(self.descriptors), *command]
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ class Stage:
         self.clock = WallClock(compiler, folder) if compiler else None
         config = folder / "rbee-hive.toml"
         config.write_text(_config(self.models))
-        self.hive = Hive(
+        self.hive = LimitedHive(
             self.disk / "state",
             {**SETTINGS, "workers.port_range": f"{self.ports.start}-{self.ports.stop - 1}"},
             environ=self.clock.environ if self.clock else {},
@@ -96,6 +116,7 @@ class Stage:
         self.injected_at = 0.0
         self._names = 0
         self._turn = 0
+        self._abandoned = False
 
     def open(self) -> "Stage":
         self.hive.start()
@@ -117,7 +138,8 @@ class Stage:
         return found if code == 0 else [*found, f"the hive ended with exit code {code}"]
 
     def abandon(self) -> None:
-        """Leave nothing of it behind, whatever has happened."""
+        """Leave nothing of it behind, whatever has happened, and start nothing any more."""
+        self._abandoned = True
         if self.hive.process is not None:
             self.hive.end()
         if hasattr(self, "traffic"):
@@ -242,10 +264,17 @@ class Stage:
         assert self.hive.process is not None
         self.hive.process.wait(30)
 
-    def start_hive(self) -> None:
-        """The next hive on the same state directory and port."""
+    def start_hive(self, settings: dict[str, str] | None = None, descriptors: int | None = None) -> None:
+        """The next hive on the same state directory and port; *settings* and *descriptors* hold for this one alone."""
+        if self._abandoned:
+            raise Violated("the run was broken off")
+        usual = self.hive.settings
         self.story.new_hive()
-        self.hive.start()
+        self.hive.settings, self.hive.descriptors = {**usual, **(settings or {})}, descriptors
+        try:
+            self.hive.start()
+        finally:
+            self.hive.settings, self.hive.descriptors = usual, None
         self._first_size = (machine.descriptors(self.hive_pid), machine.threads(self.hive_pid))
 
     def identities(self) -> dict[str, tuple[int, int, int]]:
@@ -311,9 +340,14 @@ def _config(models: Path) -> str:
     return f'[models]\nallowed_roots = ["{models}"]\n[engine.odd]\ncommand = {json.dumps(command)}\n'
 
 
-def free_ports(rng: random.Random) -> int:
-    """The first port of a range on which nobody listens now, below those that the kernel gives out by itself."""
+def free_ports(rng: random.Random, part: int = 0, parts: int = 1) -> int:
+    """The first port of a range on which nobody listens now, below those that the kernel gives out by itself.
+
+    Stages side by side, each with a *part* of its own, never get the same.
+    """
+    width = (32_000 - 10_000) // parts
+    lowest = 10_000 + part * width
     while True:
-        first = rng.randrange(10_000, 32_000 - PORTS_A_STAGE)
+        first = rng.randrange(lowest, lowest + width - PORTS_A_STAGE)
         if not machine.listeners(first, first + PORTS_A_STAGE):
             return first

@@ -2,7 +2,6 @@
 
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
 
 HEADS = ("fault", "injected", "recovered median s", "worst s", "lost, with an error", "failed otherwise", "violations")
 
@@ -22,9 +21,6 @@ class Row:
         worst = f"{max(self.seconds):.2f}" if self.seconds else "-"
         counts = (self.lost, self.failed, self.violations)
         return (self.name, str(self.injected), median, worst, *map(str, counts))
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self.__dict__}
 
 
 def markdown(rows: list[Row]) -> str:

@@ -1,16 +1,21 @@
 """The runner's own judgement: each invariant sees what it is there for, and nothing else."""
 
 import os
+import random
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.chaos import invariants, table
+from tests.chaos.catalog import Fault
 from tests.chaos.clients import Outcome, Wish
-from tests.chaos.invariants import View, broken, judge_requests, judge_story
-from tests.chaos.main import FAULTS, Run, chosen
+from tests.chaos.invariants import Judgement, View, broken, judge_requests, judge_story
+from tests.chaos.lane import Lane, Ledger, seed_of
+from tests.chaos.main import FAULTS, chosen
+from tests.chaos.stage import PORTS_A_STAGE, Settled, free_ports
 from tests.chaos.story import Story
 
 ME = os.getpid()
@@ -186,11 +191,89 @@ def test_the_same_seed_gives_the_same_faults_and_a_deck_has_all_of_them():
 
     def first(seed):
         many = sum(fault.weight for fault in faults)
-        return [fault.name for fault in islice(Run(seed, faults, Path(), None, False).deck(), many)]
+        lane = Lane("1", seed, many, Path(), None, Ledger(faults, print))
+        return [fault.name for fault in islice(lane.deck(), many)]
 
     assert first(7) == first(7)
     assert first(7) != first(8)
     assert set(first(7)) == set(FAULTS)
+
+
+def test_the_first_of_several_lanes_has_the_seed_of_the_run_and_each_other_one_of_its_own():
+    assert [seed_of(7, number) for number in range(3)] == [7, seed_of(7, 1), seed_of(7, 2)]
+    assert len({seed_of(seed, number) for seed in (7, 8) for number in range(3)}) == 6
+
+
+def test_stages_side_by_side_never_share_a_port():
+    rng = random.Random(1)
+    for parts in (1, 2, 3):
+        for _ in range(20):
+            firsts = sorted(free_ports(rng, part, parts) for part in range(parts))
+            assert all(after - before >= PORTS_A_STAGE for before, after in pairwise(firsts))
+
+
+class Rehearsal:
+    """A stage on which nothing runs: what a fault draws from its chance is all that is seen of it."""
+
+    def __init__(self, rng, drawn):
+        self.rng, self.drawn = rng, drawn
+        self.story = Story("127.0.0.1", 1)
+        self.injected_at = 0.0
+
+    def open(self):
+        self.rng.random()
+        return self
+
+    def wait_busy(self):
+        pass
+
+    def settle(self):
+        return Settled(0.1, Judgement(1, [], []), [])
+
+    def close(self):
+        return []
+
+    def abandon(self):
+        pass
+
+    remove = abandon
+
+
+def play(folder, seed, restless=False):
+    """The faults of one lane, each with what it drew; *restless*: each draws once more than it used."""
+    drawn = []
+
+    def inject(name, stage):
+        drawn.append((name, stage.rng.random()))
+        if restless:
+            stage.rng.random()
+
+    faults = [Fault(name, "", partial(inject, name), 2, frozenset()) for name in "abc"]
+    ledger = Ledger(faults, lambda line: None)
+    lane = Lane("1", seed, 60, folder, lambda _, rng: Rehearsal(rng, drawn), ledger)
+    lane.run()
+    assert lane.error is None
+    assert sum(row.injected for row in ledger.rows.values()) == 60
+    return drawn
+
+
+def test_what_a_fault_draws_hangs_on_the_seed_and_its_number_alone(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    first = play(folders[0], 7)
+    assert play(folders[1], 7, restless=True) == first
+    assert play(folders[2], 8) != first
+
+
+def test_a_mistake_of_the_runner_ends_its_lane_and_is_not_taken_for_a_fault_survived(tmp_path):
+    def inject(stage):
+        raise TypeError("no such fault")
+
+    ledger = Ledger([Fault("a", "", inject, 1, frozenset())], lambda line: None)
+    lane = Lane("1", 7, 3, tmp_path, lambda _, rng: Rehearsal(rng, []), ledger)
+    lane.run()
+    assert isinstance(lane.error, TypeError)
 
 
 def test_each_fault_is_injected_once_by_a_test_of_its_own():

@@ -33,3 +33,12 @@ def test_a_full_disk_ends_neither_the_hive_nor_those_that_serve():
 def test_no_deadline_hangs_on_the_wall_clock(survives, way):
     need_tool("cc")
     survives(f"wall clock jumps an hour {way}")
+
+
+def test_nobody_is_ended_because_the_hive_has_no_descriptor_left_to_hear_him_with(survives):
+    survives("descriptors exhausted")
+
+
+def test_whoever_holds_the_database_holds_up_no_beat(survives):
+    settled = survives("database locked by another for longer than stale_after")
+    assert settled.judgement.lost == []
