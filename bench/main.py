@@ -1,4 +1,4 @@
-"""The bars of the hive itself, in one run: start, idle, heartbeats, load, keeper, tokens, command line, deaths.
+"""The bars of the hive in one run: start, idle, heartbeats, load, keeper, tokens, command line, and supervision.
 
 Prints a table. Exit status 1 when a bar is missed: a figure is never rounded into one.
 """
@@ -6,8 +6,6 @@ Prints a table. Exit status 1 when a bar is missed: a figure is never rounded in
 import argparse
 import http.client
 import json
-import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -15,36 +13,50 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.measure import Row, cpu_seconds, pss_bytes, rss_bytes, seconds_until, tokens_per_second
+from bench import supervision
+from bench.measure import (
+    MIB,
+    Row,
+    answers,
+    at_most,
+    cpu_seconds,
+    free_port,
+    launched,
+    pss_bytes,
+    rss_bytes,
+    seconds_until,
+    tcp,
+    tokens_per_second,
+)
 from rbee.core import auth
 from tests.hives import Hive, clean_environ, example_model, running_hive
 
-MIB = 2**20
 PAIRS = 9
 TOKENS = {1: 384, 4: 192}
 """By clients: long enough that neither start-up nor a moment's noise decides."""
 IDLE_SECONDS = 20.0
+IDLE_WORKERS = 10
+MONITOR_INTERVAL = 30.0
+"""Seconds: one round of health checks, one heartbeat of each worker, six measurements of their memory."""
 BEATS = 2000
 STARTS = 5
-KILLS = 20
 
 
 def start_and_idle(folder: Path) -> Iterator[Row]:
     health, ready = [], []
     for number in range(STARTS):
-        hive = Hive(folder / f"start{number}", {}, port=_free_port())
+        hive = Hive(folder / f"start{number}", {}, port=free_port())
         begin = time.perf_counter()
         with launched(hive):
-            seconds_until(lambda hive=hive: _answers(hive.port, "/v1/health"), 20)
+            seconds_until(lambda hive=hive: answers(hive.port, "/v1/health"), 20)
             health.append(time.perf_counter() - begin)
-            seconds_until(lambda hive=hive: _answers(hive.port, "/readyz"), 20)
+            seconds_until(lambda hive=hive: answers(hive.port, "/readyz"), 20)
             ready.append(time.perf_counter() - begin)
     for what, found, bar in (("/v1/health", health, 1.0), ("/readyz", ready, 2.0)):
-        yield _at_most(f"start to {what}, median of {STARTS}", statistics.median(found), bar, "s", max(found))
+        yield at_most(f"start to {what}, median of {STARTS}", statistics.median(found), bar, "s", max(found))
     with running_hive(folder / "idle") as hive:
         assert hive.process is not None
         pid = hive.process.pid
@@ -52,8 +64,15 @@ def start_and_idle(folder: Path) -> Iterator[Row]:
         before = cpu_seconds(pid)
         time.sleep(IDLE_SECONDS)
         used = (cpu_seconds(pid) - before) / IDLE_SECONDS * 100
-        yield _at_most("idle: resident memory", rss_bytes(pid) / MIB, 90, "MiB")
-        yield _at_most(f"idle: processor over {IDLE_SECONDS:g} s", used, 0.5, "% of a core")
+        yield at_most("idle: resident memory", rss_bytes(pid) / MIB, 90, "MiB")
+        yield at_most(f"idle: processor over {IDLE_SECONDS:g} s", used, 0.5, "% of a core")
+        for number in range(IDLE_WORKERS):
+            hive.ready(f"synthetic:m{number}")
+        before = cpu_seconds(pid)
+        time.sleep(MONITOR_INTERVAL)
+        used = (cpu_seconds(pid) - before) / MONITOR_INTERVAL * 100
+        what = f"idle with {IDLE_WORKERS} idle workers: processor over {MONITOR_INTERVAL:g} s"
+        yield at_most(what, used, 0.5, "% of a core")
 
 
 def heartbeats(folder: Path) -> Iterator[Row]:
@@ -62,12 +81,12 @@ def heartbeats(folder: Path) -> Iterator[Row]:
         worker_id = hive.ready()["worker_id"]
         token = auth.worker_token((hive.state_dir / "secret").read_bytes(), worker_id, 1)
         path = hive.state_dir / "control.sock"
-        for name, connect in (("its socket", lambda: _unix(path)), ("port 9200", lambda: _tcp(hive.port))):
+        for name, connect in (("its socket", lambda: _unix(path)), ("port 9200", lambda: tcp(hive.port))):
             before = cpu_seconds(hive.process.pid)
             for _ in range(BEATS):
                 _beat(connect(), worker_id, token)
             each = (cpu_seconds(hive.process.pid) - before) / BEATS * 1000
-            yield _at_most(f"a heartbeat through {name}, a connection each", each, 1.0, "ms of processor")
+            yield at_most(f"a heartbeat through {name}, a connection each", each, 1.0, "ms of processor")
 
 
 def load_and_keeper(folder: Path) -> Iterator[Row]:
@@ -84,15 +103,15 @@ def load_and_keeper(folder: Path) -> Iterator[Row]:
             hive.wait_state(worker_id, "gone")
     yield Row("engine alone, start to loaded, median of 5", f"{statistics.median(alone):.2f} s", "")
     extra = statistics.median(b - a for a, b in zip(alone, spawned, strict=True))
-    yield _at_most("spawn call to ready, beyond that, median of 5 pairs", extra, 0.5, "s")
-    yield _at_most("keeper: proportional set size, worst of 5", max(pss) / MIB, 20, "MiB")
+    yield at_most("spawn call to ready, beyond that, median of 5 pairs", extra, 0.5, "s")
+    yield at_most("keeper: proportional set size, worst of 5", max(pss) / MIB, 20, "MiB")
     with running_hive(folder / "keeper", {"heartbeat.interval": "1s", "heartbeat.stale_after": "60s"}) as hive:
         pid = hive.ready("example")["pid"]
         time.sleep(2)
         before = cpu_seconds(pid)
         time.sleep(IDLE_SECONDS)
         used = (cpu_seconds(pid) - before) / IDLE_SECONDS * 100
-        yield _at_most("keeper: processor with a beat every second", used, 1.0, "% of a core")
+        yield at_most("keeper: processor with a beat every second", used, 1.0, "% of a core")
 
 
 def tokens(folder: Path) -> Iterator[Row]:
@@ -125,58 +144,18 @@ def command_line(folder: Path) -> Iterator[Row]:
             program = Path(sys.executable).with_name("rbee")
             subprocess.run([program, "ps"], check=True, capture_output=True, env=environ)
             times.append(time.perf_counter() - begin)
-        yield _at_most("rbee ps, whole process, median of 10", statistics.median(times), 0.3, "s")
-
-
-def deaths(folder: Path) -> Iterator[Row]:
-    """From SIGKILL to the moment in which the worker is out of routing, by the journal's own time."""
-    with running_hive(folder / "deaths") as hive:
-        for part in ("pid", "engine_pid"):
-            delays = []
-            for _ in range(KILLS):
-                worker = hive.ready(restart="never")
-                killed = datetime.now(UTC)
-                os.kill(worker[part], signal.SIGKILL)
-                hive.wait_state(worker["worker_id"], "failed")
-                delays.append((_left_routing(hive, worker["worker_id"]) - killed).total_seconds() * 1000)
-                hive.call("DELETE", f"/v1/workers/{worker['worker_id']}")
-            name = "keeper" if part == "pid" else "engine"
-            yield _at_most(f"kill -9 of the {name} to out of routing, worst of {KILLS}", max(delays), 50, "ms")
-    quick = {"heartbeat.interval": "0.5s", "heartbeat.stale_after": "2s"}
-    with running_hive(folder / "stale", quick) as hive:
-        late = []
-        for _ in range(5):
-            worker = hive.ready(restart="never")
-            os.kill(worker["pid"], signal.SIGSTOP)
-            # What it sent before it stopped is read by then.
-            time.sleep(0.3)
-            age, now = hive.worker(worker["worker_id"])["last_heartbeat_age_seconds"], datetime.now(UTC)
-            hive.wait_state(worker["worker_id"], "failed")
-            found = _left_routing(hive, worker["worker_id"])
-            late.append((found - now).total_seconds() + age - 2.0)
-        yield _at_most("a frozen worker is found after its deadline, worst of 5", max(late), 0.2, "s")
-
-
-def _left_routing(hive: Hive, worker_id: str) -> datetime:
-    with hive.stream("/v1/events", {"last-event-id": "0"}) as lines:
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            entry = json.loads(line[5:])
-            if entry["worker_id"] == worker_id and entry["before"] == "ready" and entry["after"] != "ready":
-                return datetime.fromisoformat(entry["at"])
-    raise RuntimeError("the event stream ended")
+        yield at_most("rbee ps, whole process, median of 10", statistics.median(times), 0.3, "s")
 
 
 def _engine_alone() -> float:
     """The engine's own load: the same engine process that a keeper starts, with nothing round it."""
-    port = _free_port()
+    port = free_port()
     begin = time.perf_counter()
     engine = subprocess.Popen(
         [sys.executable, "-c", _ENGINE, str(example_model()), str(port)], stderr=subprocess.DEVNULL
     )
     try:
-        seconds_until(lambda: _answers(port, "/health"), 60)
+        seconds_until(lambda: answers(port, "/health"), 60)
         return time.perf_counter() - begin
     finally:
         engine.kill()
@@ -212,10 +191,6 @@ def _unix(path: Path) -> http.client.HTTPConnection:
     return _UnixConnection(path)
 
 
-def _tcp(port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-
-
 def _beat(connection: http.client.HTTPConnection, worker_id: str, token: str) -> None:
     telemetry = {"rss_bytes": 10**9, "slots_total": 4, "slots_busy": 1, "requests_total": 7}
     body = {"worker_id": worker_id, "incarnation": 1, "timestamp": datetime.now(UTC).isoformat()}
@@ -228,45 +203,16 @@ def _beat(connection: http.client.HTTPConnection, worker_id: str, token: str) ->
     connection.close()
 
 
-def _answers(port: int, path: str) -> bool:
-    connection = _tcp(port)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _at_most(what: str, value: float, bar: float, unit: str, worst: float | None = None) -> Row:
-    beside = "" if worst is None else f" (worst {worst:.3g})"
-    return Row(what, f"{value:.3g} {unit}{beside}", f"<= {bar:g} {unit}", value <= bar)
-
-
-@contextmanager
-def launched(hive: Hive) -> Iterator[None]:
-    """The daemon's process alone, started without waiting for anything."""
-    hive.launch()
-    try:
-        yield
-    finally:
-        hive.end()
-
-
 PARTS = {
     "start": start_and_idle,
     "beats": heartbeats,
     "load": load_and_keeper,
     "tokens": tokens,
     "cli": command_line,
-    "deaths": deaths,
+    "deaths": supervision.deaths,
+    "stale": supervision.stale,
+    "many": supervision.many,
+    "adoption": supervision.adoption,
 }
 
 

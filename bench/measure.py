@@ -1,15 +1,21 @@
-"""How the figures are taken: processor time and memory from the kernel, streams from a plain client."""
+"""How the figures are taken and judged: processor time and memory from the kernel, streams from a plain client."""
 
 import http.client
 import json
+import math
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.hives import Hive
+
+MIB = 2**20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,6 +27,16 @@ class Row:
     measured: str
     bar: str
     held: bool | None = None
+
+
+def at_most(what: str, value: float, bar: float, unit: str, worst: float | None = None) -> Row:
+    beside = "" if worst is None else f" (worst {worst:.3g})"
+    return Row(what, f"{value:.3g} {unit}{beside}", f"<= {bar:g} {unit}", value <= bar)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that *percent* of all do not exceed (nearest rank)."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -49,6 +65,37 @@ def seconds_until(probe: Callable[[], bool], limit: float, pause: float = 0.005)
             raise TimeoutError(f"not within {limit:g} s")
         time.sleep(pause)
     return time.perf_counter() - start
+
+
+def tcp(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+
+def answers(port: int, path: str) -> bool:
+    connection = tcp(port)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def launched(hive: Hive) -> Iterator[None]:
+    """The daemon's process alone, started without waiting for anything."""
+    hive.launch()
+    try:
+        yield
+    finally:
+        hive.end()
 
 
 def stream_tokens(port: int, model: str, key: str, tokens: int) -> int:

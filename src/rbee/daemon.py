@@ -32,6 +32,7 @@ from rbee.hive.pool import Adapters, Pool, PoolOptions
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
+from rbee.nodes import descriptors
 from rbee.nodes.local import LocalNode
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
@@ -50,6 +51,8 @@ MACHINE_INTERVAL: Final = 5.0
 CONTROL_CLOSE_TIMEOUT: Final = 2
 """Whole seconds that open control requests (a followed log) get at the end."""
 GATEWAY_CLOSE_TIMEOUT: Final = 2.0
+CLOSE_RESERVE: Final = 10.0
+"""Seconds beyond shutdown_timeout after which the service manager may think that the stop hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +109,19 @@ class Daemon:
         )
         beat = settings.heartbeat
         self._heartbeats = Heartbeats(
-            self._registry, beat.interval, beat.stale_after, self._pool.went_stale, self._monitor.hive_was_paused
+            self._registry,
+            beat.interval,
+            beat.stale_after,
+            self._pool.went_stale,
+            self._monitor.hive_was_paused,
+            descriptors.can_open,
         )
         self._notifier = Notifier(environ)
         self._gateway = Gateway(
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
-        self._machine = MachineReading(0, 0, 0, 0)
+        self._machine, self._machine_is_hidden = MachineReading(0, 0, 0, 0), False
         self._stopping = False
         self._left: list[str] = []
 
@@ -194,12 +202,22 @@ class Daemon:
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep a reading at hand: a scrape must not wait for a disk that does not answer."""
-        directory = self._settings.models.directory
-        self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+        await self._look_at_machine()
         task_status.started()
         while True:
             await anyio.sleep(MACHINE_INTERVAL)
+            await self._look_at_machine()
+
+    async def _look_at_machine(self) -> None:
+        directory = self._settings.models.directory
+        try:
             self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            self._machine_is_hidden = False
+        except OSError as error:
+            # No descriptor left, or a disk that is away: the last reading is better than no hive.
+            if not self._machine_is_hidden:
+                log.error("machine_not_read", directory=str(directory), reason=str(error))  # noqa: TRY400
+            self._machine_is_hidden = True
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
         async for number in signals:
@@ -215,6 +233,7 @@ class Daemon:
         self._gateway.closing = True
         self._gateway.ready_problem = lambda: "shutting down"
         began, lifecycle = anyio.current_time(), self._settings.lifecycle
+        self._notifier.extend_timeout(lifecycle.shutdown_timeout + CLOSE_RESERVE)
         self._notifier.stopping("Stopping the workers.")
         end_workers = self._pool.leave if lifecycle.on_shutdown == "leave" else self._pool.stop
         self._left = await end_workers(lifecycle.shutdown_timeout)
@@ -302,6 +321,7 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
             for name, engine in settings.engine.items()
         },
         health_timeout=settings.monitor.health_timeout,
+        leaves_workers=settings.lifecycle.on_shutdown == "leave",
         restart=RestartRules(**settings.restart.model_dump(exclude={"policy"})),
     )
 
@@ -331,6 +351,7 @@ def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
     gateway = settings.gateway
     return GatewayOptions(
         control_socket=control_path,
+        descriptors=descriptors.limit(),
         allowed_hosts=settings.server.allowed_hosts,
         cors_origins=gateway.cors_origins,
         max_body=gateway.max_body,

@@ -62,7 +62,8 @@ class FakeProcess:
 class FakeNode:
     """Records what was launched.
 
-    ``deaf``: new processes ignore SIGTERM. ``blind``: so many of the next looks at a process fail.
+    ``deaf``: new processes ignore SIGTERM. ``blind``, ``sweep_failures``: so many of the next looks at a process, or
+    sweeps, fail.
     ``strangers``: workers of which something is kept, whoever knows them.
     """
 
@@ -82,6 +83,8 @@ class FakeNode:
         self.fail_next: OSError | None = None
         self.deaf = False
         self.blind = 0
+        self.sweep_failures = 0
+        self.log_failure: OSError | None = None
         self.fork_delay = 0.0
         self.forget_delay = 0.0
         self.sweep_delay = 0.0
@@ -142,6 +145,9 @@ class FakeNode:
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         await anyio.sleep(self.sweep_delay)
+        if self.sweep_failures > 0:
+            self.sweep_failures -= 1
+            raise OSError("too many open files")
         self.swept.append((worker_id, incarnation))
         return 0
 
@@ -149,6 +155,8 @@ class FakeNode:
         return port not in self.taken_ports
 
     async def tail(self, worker_id: str, lines: int) -> Sequence[str]:
+        if self.log_failure is not None:
+            raise self.log_failure
         return [f"line {number}" for number in range(1, lines + 1)][-lines:]
 
     async def follow(self, worker_id: str, lines: int) -> AsyncIterator[str]:

@@ -12,6 +12,9 @@ S = WorkerState
 DECISIONS = st.sampled_from(
     [ev.GiveUp("No more tries."), ev.RestartAfter(1.0, "attempt 1 of 2"), ev.OpenCircuit(60.0, "Its circuit is open.")]
 )
+ANSWERS = st.sampled_from(
+    [ev.BackoffEnded(), ev.RestartRefused("RAM is short.", 5.0), ev.CircuitOpened("Its circuit is open.", 60.0)]
+)
 URL = "http://127.0.0.1:8081"
 
 
@@ -120,10 +123,10 @@ class Lifecycle(RuleBasedStateMachine):
         self.take(ev.GraceEnded(), seconds)
 
     @precondition(lambda self: self.backoff and self.worker.state in (S.BACKOFF, S.FAILED))
-    @rule(seconds=seconds, refused=st.booleans())
-    def the_backoff_ends(self, seconds, refused):
+    @rule(seconds=seconds, answer=ANSWERS)
+    def the_backoff_ends(self, seconds, answer):
         self.backoff = False
-        self.take(ev.RestartRefused("RAM is short.", 5.0) if refused else ev.BackoffEnded(), seconds)
+        self.take(answer, seconds)
 
     @precondition(lambda self: self.worker.state is not S.GONE)
     @rule(seconds=seconds, force=st.booleans())

@@ -97,10 +97,10 @@ class Story:
             engine.end(Exit(ExitReason.CRASHED))
 
     async def delete(self, record, force):
-        self.hive.pool.delete(record.worker_id, force=force)
+        await self.hive.pool.delete(record.worker_id, force=force)
 
     async def restart(self, record):
-        self.hive.pool.restart(record.worker_id)
+        await self.hive.pool.restart(record.worker_id)
 
     async def request(self, record):
         self.hive.routes.acquire(record.worker_id)

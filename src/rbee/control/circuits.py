@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from rbee.control.context import Admin, Here
 from rbee.control.schemas import CircuitList, CircuitView
-from rbee.control.views import circuit_view
+from rbee.control.views import circuit_view, closed
 
 router = APIRouter(prefix="/v1/circuits", tags=["circuits"], dependencies=[Admin])
 
@@ -26,4 +26,4 @@ async def reset(key: str, here: Here) -> CircuitView:
     """Close it and forget its failures; what waited for its next try is started now."""
     report = here.pool.circuits.report(key)
     here.pool.reset_circuit(key)
-    return circuit_view(report)
+    return circuit_view(closed(report))

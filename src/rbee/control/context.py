@@ -44,22 +44,29 @@ def context_of(request: Request) -> Context:
     return cast(Context, request.app.state.context)
 
 
-def caller(request: Request) -> auth.Principal:
+# FastAPI calls plain functions in a thread, of which there is a limited number: a beat must not wait for one.
+
+
+async def here(request: Request) -> Context:
+    return context_of(request)
+
+
+async def caller(request: Request) -> auth.Principal:
     """Who is calling, as the guard found by the key; a header that claims to know is never believed."""
     return cast(auth.Principal, request.scope[CALLER])
 
 
-def may_control(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
+async def may_control(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
     auth.require(principal, auth.Action.CONTROL)
     return principal
 
 
-def may_announce(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
+async def may_announce(principal: Annotated[auth.Principal, Depends(caller)]) -> auth.Principal:
     auth.require(principal, auth.Action.ANNOUNCE)
     return principal
 
 
-Here = Annotated[Context, Depends(context_of)]
+Here = Annotated[Context, Depends(here)]
 Caller = Annotated[auth.Principal, Depends(caller)]
 Admin = Depends(may_control)
 Speaker = Annotated[auth.Principal, Depends(may_announce)]

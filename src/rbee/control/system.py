@@ -36,17 +36,15 @@ async def events(here: Here, last_event_id: Annotated[str | None, Header()] = No
 async def models(principal: Caller, here: Here) -> ModelList:
     """What can be asked for now, under every name that it has."""
     auth.require(principal, auth.Action.INFER)
-    created = {
-        record.worker_id: int(record.started_at.timestamp())
-        for record in here.registry
-        if record.worker.standing is not Standing.OUT
-    }
     names: dict[str, int] = {}
     for route in here.routes:
-        if route.worker_id in created:
+        record = here.registry.find(route.worker_id)
+        # By the standing that requests are routed by: what one of them would wait for is listed, too.
+        if record is not None and route.standing is not Standing.OUT:
+            created = int(record.started_at.timestamp())
             for name in (route.alias, route.model_ref):
                 if name:
-                    names[name] = min(names.get(name, created[route.worker_id]), created[route.worker_id])
+                    names[name] = min(names.get(name, created), created)
     return ModelList(data=[ModelView(id=name, created=when) for name, when in sorted(names.items())])
 
 

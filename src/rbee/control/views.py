@@ -3,6 +3,7 @@
 import dataclasses
 
 from rbee.control.schemas import CircuitView, ExitView, MemoryView, WorkerView
+from rbee.core.restart import CircuitState
 from rbee.hive.circuits import CircuitReport
 from rbee.hive.journal import Transition
 from rbee.hive.registry import Record
@@ -73,6 +74,21 @@ def circuit_view(report: CircuitReport) -> CircuitView:
         last_log_lines=list(report.last_log_lines),
         trying=report.trying,
         probe_at=report.probe_at,
+    )
+
+
+def closed(report: CircuitReport) -> CircuitReport:
+    """What is left of a circuit once it is reset: it is forgotten, and only its key and its model are known."""
+    return CircuitReport(
+        key=report.key,
+        model_ref=report.model_ref,
+        state=CircuitState.CLOSED,
+        failures=0,
+        last_worker_id=None,
+        last_exit=None,
+        last_log_lines=(),
+        trying=None,
+        probe_at=None,
     )
 
 

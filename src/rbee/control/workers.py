@@ -12,6 +12,7 @@ from rbee.control.context import Admin, Context, Here
 from rbee.control.schemas import SpawnAnswer, SpawnRequest, WorkerList, WorkerView
 from rbee.control.views import worker_view
 from rbee.core.addresses import base_url
+from rbee.core.errors import IllegalTransition
 from rbee.hive.orders import specify
 from rbee.hive.registry import Record
 from rbee.nodes.logs import MAX_LINES
@@ -44,13 +45,17 @@ async def worker(worker_id: str, here: Here) -> WorkerView:
 @router.delete("/{worker_id}", status_code=202)
 async def delete(worker_id: str, here: Here, force: bool = False) -> WorkerView:
     """Let its requests end, then end it; with ``force`` at once. It is gone once GET answers 404."""
-    return _view(here, here.pool.delete(worker_id, force=force))
+    return _view(here, await here.pool.delete(worker_id, force=force))
 
 
 @router.post("/{worker_id}/restart", status_code=202)
 async def restart(worker_id: str, here: Here) -> WorkerView:
-    """End it if it runs, and start it anew."""
-    return _view(here, here.pool.restart(worker_id))
+    """End it if it runs, and start it anew. 409 for one that was started by hand, and for one that is being ended."""
+    worker = here.registry.get(worker_id).worker
+    if worker.spec.external:
+        message = f"Worker '{worker_id}' was started by hand, not by this hive; restart it where it was started."
+        raise IllegalTransition(message, state=str(worker.state))
+    return _view(here, await here.pool.restart(worker_id))
 
 
 @router.get("/{worker_id}/logs", response_class=PlainTextResponse)

@@ -29,6 +29,7 @@ RbeeError
     ├── QueueTimeout
     ├── NoReadyWorker
     ├── BufferFull               too many bytes are waiting in the gateway
+    ├── TooManyConnections       more clients at once than there are descriptors for
     ├── ShuttingDown
     ├── NoPortLeft
     ├── CircuitOpen              the same thing failed too often; it is tried again later
@@ -189,6 +190,10 @@ class BufferFull(RequestError):
     code = "buffer_full"
 
 
+class TooManyConnections(RequestError):
+    code = "too_many_connections"
+
+
 class ShuttingDown(RequestError):
     code = "shutting_down"
 
@@ -248,6 +253,7 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     QueueTimeout: 503,
     NoReadyWorker: 503,
     BufferFull: 503,
+    TooManyConnections: 503,
     ShuttingDown: 503,
     NoPortLeft: 503,
     CircuitOpen: 503,

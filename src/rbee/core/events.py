@@ -122,7 +122,9 @@ class DrainEnded:
 
 @dataclass(frozen=True, slots=True)
 class GraceEnded:
-    """It was told to end, and is still there after its grace."""
+    """It was told to end, or killed *kills* times, and is still there after its grace."""
+
+    kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,16 @@ class BackoffEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class CircuitOpened:
+    """It may not start yet, since its kind has failed too often; asked again after *delay* seconds."""
+
+    reason: str
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
 class RestartRefused:
-    """It may not start yet (no room, an open circuit); asked again after *delay* seconds."""
+    """Admission was refused; asked again after *delay* seconds."""
 
     reason: str
     delay: float
@@ -154,6 +164,7 @@ Event = (
     | DrainEnded
     | GraceEnded
     | BackoffEnded
+    | CircuitOpened
     | RestartRefused
 )
 
@@ -187,7 +198,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class WaitForBackoff:
-    """Ask again after *delay* seconds whether it may start, and answer with BackoffEnded or RestartRefused."""
+    """Ask after *delay* seconds whether it may start; answer with BackoffEnded, CircuitOpened or RestartRefused."""
 
     delay: float
 

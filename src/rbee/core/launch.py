@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
+from rbee.core.exits import Exit
 from rbee.core.worker import WorkerSpec
 
 
@@ -60,11 +62,20 @@ class ProcessIdentity:
     boot_id: str
 
 
+class Ending(StrEnum):
+    """What somebody wants of a worker's end: that it is forgotten, started again, or judged by its restart policy."""
+
+    FORGET = "forget"
+    AGAIN = "again"
+    CONDEMNED = "condemned"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
     """A worker as it survives the hive: its row is written before its process is forked, the identity after.
 
-    ``url`` is empty until it has been ready. ``started_at``: RFC 3339, for people.
+    ``url`` is empty until it has been ready. ``started_at``: RFC 3339, for people. ``ending``: None where nobody asked
+    it to end. ``last_exit``: of the incarnation before.
     """
 
     spec: WorkerSpec
@@ -75,6 +86,8 @@ class StoredWorker:
     slots: int = 0
     restart_count: int = 0
     started_at: str = ""
+    ending: Ending | None = None
+    last_exit: Exit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Pure: times are seconds on the hive's monotonic clock and come in as arguments, 
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -42,7 +43,6 @@ class Failure:
 
     worker_id: str
     exit: Exit
-    first_life: bool
     ready_since: float | None = None
 
 
@@ -50,13 +50,14 @@ class Failure:
 class Circuit:
     """What is known of the failures of one kind of worker.
 
-    ``failures``: when, those of the last period. ``in_a_row``: those without a stable time between, however slow.
-    ``probe_at``: None while it is closed, else when the one try is due. ``trying``: the worker that makes it.
+    ``failures``: when and whose, those of the last period. ``in_a_row``: by worker, those without a stable time
+    between, however slow. ``probe_at``: None while it is closed, else when the one try is due. ``trying``: the worker
+    that makes it.
     """
 
     model_ref: str
-    failures: tuple[float, ...] = ()
-    in_a_row: int = 0
+    failures: tuple[tuple[float, str], ...] = ()
+    in_a_row: Mapping[str, int] = field(default_factory=dict)
     probe_at: float | None = None
     trying: str | None = None
     ready_since: float | None = None
@@ -64,8 +65,13 @@ class Circuit:
 
     @property
     def count(self) -> int:
-        """The failures that speak against it: in the period, or in a row, whichever are more."""
-        return max(len(self.failures), self.in_a_row)
+        """The failures that speak against it: of all in the period, or of one worker in a row, whichever are more."""
+        return max(len(self.failures), max(self.in_a_row.values(), default=0))
+
+    def count_of(self, worker_id: str) -> int:
+        """The failures of one worker, in the period or in a row, whichever are more."""
+        own = sum(whose == worker_id for _, whose in self.failures)
+        return max(own, self.in_a_row.get(worker_id, 0))
 
 
 _EXPONENT_LIMIT: Final = 62
@@ -100,25 +106,26 @@ def settled(circuit: Circuit, rules: RestartRules, now: float) -> Circuit:
     since = circuit.ready_since
     if circuit.trying is not None and since is not None and now - since >= rules.stable_after:
         return Circuit(circuit.model_ref, last=circuit.last)
-    recent = tuple(at for at in circuit.failures if now - at < rules.period)
+    recent = tuple((at, whose) for at, whose in circuit.failures if now - at < rules.period)
     return circuit if recent == circuit.failures else replace(circuit, failures=recent)
 
 
 def failed(circuit: Circuit, rules: RestartRules, failure: Failure, now: float) -> Circuit:
     """The circuit after one more *failure*. A stable time before it means that it is the first of a new row."""
-    circuit = settled(circuit, rules, now)
+    circuit, worker_id = settled(circuit, rules, now), failure.worker_id
     was_stable = failure.ready_since is not None and now - failure.ready_since >= rules.stable_after
-    recent = () if was_stable else circuit.failures
+    recent, row = circuit.failures, circuit.in_a_row.get(worker_id, 0) + 1
+    if was_stable:
+        recent, row = tuple((at, whose) for at, whose in recent if whose != worker_id), 1
     counted = replace(
         circuit,
-        failures=(*recent, now)[-rules.max_failures :],
-        # A worker that somebody has just asked for starts a row of its own; the period still counts its failures.
-        in_a_row=1 if was_stable or failure.first_life else circuit.in_a_row + 1,
+        failures=(*recent, (now, worker_id))[-rules.max_failures :],
+        in_a_row={**circuit.in_a_row, worker_id: row},
         last=failure,
     )
     if circuit.probe_at is None:
         return _open(counted, rules, now) if counted.count >= rules.max_failures else counted
-    if circuit.trying in (None, failure.worker_id):
+    if circuit.trying in (None, worker_id):
         return _open(counted, rules, now)
     return counted
 
@@ -138,8 +145,11 @@ def ready(circuit: Circuit, worker_id: str, now: float) -> Circuit:
 
 
 def gone(circuit: Circuit, worker_id: str) -> Circuit:
-    """*worker_id* was ended by somebody: if it was the one that tried, the next one may."""
-    return replace(circuit, trying=None, ready_since=None) if circuit.trying == worker_id else circuit
+    """*worker_id* was ended by somebody: if it was the one that tried, the next one may. Its failures still count."""
+    rows = {whose: count for whose, count in circuit.in_a_row.items() if whose != worker_id}
+    if circuit.trying == worker_id:
+        return replace(circuit, in_a_row=rows, trying=None, ready_since=None)
+    return replace(circuit, in_a_row=rows)
 
 
 def wait_to_start(circuit: Circuit, rules: RestartRules, worker_id: str, now: float) -> float | None:
@@ -164,10 +174,10 @@ def is_failure(policy: Restart, exit_: Exit) -> bool:
 
 
 def why(circuit: Circuit, rules: RestartRules) -> str:
-    """'3 failures in 300 s', or, for slow ones, '5 failures without 300 s of stable running between'."""
-    if len(circuit.failures) >= circuit.in_a_row:
+    """'3 failures in 300 s', or, for slow ones, '5 failures in a row without 300 s of stable running between'."""
+    if len(circuit.failures) >= circuit.count:
         return f"{_failures(len(circuit.failures))} in {rules.period:g} s"
-    return f"{_failures(circuit.in_a_row)} without {rules.stable_after:g} s of stable running between"
+    return f"{_failures(circuit.count)} in a row without {rules.stable_after:g} s of stable running between"
 
 
 def _failures(count: int) -> str:
@@ -175,17 +185,41 @@ def _failures(count: int) -> str:
 
 
 def decide(
-    policy: Restart, rules: RestartRules, circuit: Circuit, exit_: Exit, now: float, spread: float
+    policy: Restart, rules: RestartRules, circuit: Circuit, failure: Failure, now: float, spread: float
 ) -> RestartDecision:
-    """What becomes of a worker after *exit_*, which *circuit* has counted already where it is a failure."""
+    """What becomes of a worker after *failure*, which *circuit* has counted already where it is one."""
     if policy is Restart.NEVER:
         return GiveUp("Its restart policy is never.")
-    if not is_failure(policy, exit_):
+    if not is_failure(policy, failure.exit):
         return GiveUp("Its restart policy is on_failure, and a clean end is none.")
     if circuit.probe_at is not None:
         delay = wait_to_start(circuit, rules, "", now)
         return OpenCircuit(rules.open_for if delay is None else delay, f"Its circuit is open ({why(circuit, rules)})")
-    count = circuit.count
-    slow = circuit.in_a_row > len(circuit.failures)
-    limit = f"without {rules.stable_after:g} s of stable running between" if slow else f"in {rules.period:g} s"
-    return RestartAfter(delay_after(rules, count, spread), f"attempt {count} of {rules.max_failures} {limit}")
+    own = circuit.count_of(failure.worker_id)
+    return RestartAfter(delay_after(rules, own, spread), _attempt(circuit, rules, failure.worker_id, own))
+
+
+def _attempt(circuit: Circuit, rules: RestartRules, worker_id: str, own: int) -> str:
+    if circuit.in_a_row.get(worker_id, 0) >= own > len(circuit.failures):
+        return f"attempt {own} of {rules.max_failures} without {rules.stable_after:g} s of stable running between"
+    if len(circuit.failures) == own:
+        return f"attempt {own} of {rules.max_failures} in {rules.period:g} s"
+    among = f"failure {len(circuit.failures)} of {rules.max_failures} in {rules.period:g} s among workers of its kind"
+    return f"attempt {own}, {among}"
+
+
+def resume(policy: Restart, rules: RestartRules, spread: float) -> RestartDecision:
+    """What becomes of a worker that ended while no hive ran, for no fault that anybody knows of.
+
+    Spread over the first delay, so that all the workers of a machine that was started anew do not load at once.
+    """
+    if policy is Restart.NEVER:
+        return GiveUp("Its restart policy is never.")
+    return RestartAfter(delay_after(rules, 1, spread), "not counted as a failure")
+
+
+def postpone(policy: Restart, rules: RestartRules, refusals: int, spread: float) -> RestartDecision:
+    """What becomes of a worker whose process could not be started, *refusals* times in a row: not its own fault."""
+    if policy is Restart.NEVER:
+        return GiveUp("Its restart policy is never.")
+    return RestartAfter(delay_after(rules, refusals, spread), "not counted as a failure")

@@ -68,19 +68,23 @@ _ORDER: Final = ("worker_id", "model_ref", "alias")
 
 @dataclass(slots=True)
 class RouteTable:
-    """All workers by id. ``on_change`` callbacks run synchronously after each change of a standing or of a load."""
+    """All workers by id. Listeners run synchronously, after the change that they are told of."""
 
     routes: dict[str, Route] = field(default_factory=dict)
     _listeners: list[Callable[[], None]] = field(default_factory=list)
-    _standing_listeners: list[Callable[[], None]] = field(default_factory=list)
+    _release_listeners: list[Callable[[str], None]] = field(default_factory=list)
     _left_in_flight: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes.values())
 
-    def subscribe(self, listener: Callable[[], None], *, loads: bool = True) -> None:
-        """Call *listener* after each change; without *loads*, not where only a request has ended."""
-        (self._listeners if loads else self._standing_listeners).append(listener)
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call *listener* after each change of what is known of a worker; not where only a request has ended."""
+        self._listeners.append(listener)
+
+    def subscribe_releases(self, listener: Callable[[str], None]) -> None:
+        """Call *listener* with a worker's id where it has a request less, or is withdrawn with all that it has."""
+        self._release_listeners.append(listener)
 
     def publish(self, route: Route) -> None:
         """Add a worker, or replace what is known of it; requests in flight go on counting."""
@@ -97,11 +101,16 @@ class RouteTable:
             if route.in_flight:
                 # They end after it: their release must not count against a worker that comes back by this id.
                 self._left_in_flight[worker_id] = route.in_flight
+            self._released(worker_id)
             self.changed()
 
     def changed(self) -> None:
-        for listener in (*self._listeners, *self._standing_listeners):
+        for listener in self._listeners:
             listener()
+
+    def _released(self, worker_id: str) -> None:
+        for listener in self._release_listeners:
+            listener(worker_id)
 
     def candidates(self, name: str) -> list[Route]:
         """The workers that *name* means: a worker id, else a model reference, else an alias; none: unknown."""
@@ -124,8 +133,7 @@ class RouteTable:
         route = self.routes.get(worker_id)
         if route is not None:
             route.in_flight -= 1
-            for listener in self._listeners:
-                listener()
+            self._released(worker_id)
         elif self._left_in_flight.get(worker_id, 0) > 1:
             self._left_in_flight[worker_id] -= 1
         else:

@@ -16,6 +16,7 @@ from rbee.core.events import (
     AnnouncedReady,
     AwaitExit,
     BackoffEnded,
+    CircuitOpened,
     Command,
     Condemned,
     DrainEnded,
@@ -98,7 +99,8 @@ class Worker:
     """One worker now. ``since`` is when it came into its state, seconds on the hive's monotonic clock.
 
     ``ready_since``: when this incarnation became ready, None before that. ``ending`` is why it leaves (None: nobody
-    asked it to); with ``forget`` it is gone once its process is, with ``again`` it is started anew at once.
+    asked it to); with ``forget`` it is gone once its process is, with ``again`` it is started anew at once, and
+    ``forced`` means that nobody waits for it any more.
     """
 
     spec: WorkerSpec
@@ -117,6 +119,7 @@ class Worker:
     ending_reason: str = ""
     forget: bool = False
     again: bool = False
+    forced: bool = False
 
     @property
     def standing(self) -> Standing:
@@ -206,10 +209,12 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STOPPING, RestartRequested): frozenset({S.STOPPING}),
     (S.BACKOFF, BackoffEnded): frozenset({S.STARTING}),
     (S.BACKOFF, RestartRefused): frozenset({S.BACKOFF}),
+    (S.BACKOFF, CircuitOpened): frozenset({S.FAILED}),
     (S.BACKOFF, EndRequested): frozenset({S.GONE}),
     (S.BACKOFF, RestartRequested): frozenset({S.STARTING}),
     (S.FAILED, BackoffEnded): frozenset({S.STARTING}),
-    (S.FAILED, RestartRefused): frozenset({S.FAILED}),
+    (S.FAILED, RestartRefused): frozenset({S.BACKOFF}),
+    (S.FAILED, CircuitOpened): frozenset({S.FAILED}),
     (S.FAILED, EndRequested): frozenset({S.GONE}),
     (S.FAILED, RestartRequested): frozenset({S.STARTING}),
     (S.FAILED, WentStale): frozenset({S.GONE}),
@@ -238,7 +243,7 @@ def advance(worker: Worker, event: Event, now: float) -> Step:
 
 _OF_OUR_OWN: Final = (
     *(Spawned, SpawnFailed, Adopted, EngineExited, Condemned),
-    *(RestartRequested, BackoffEnded, RestartRefused),
+    *(RestartRequested, BackoffEnded, CircuitOpened, RestartRefused),
 )
 
 
@@ -251,14 +256,22 @@ def _possible(worker: Worker, event: Event) -> bool:
 
 
 def _spawned(worker: Worker, event: Spawned) -> Step:
+    known = replace(worker, pid=event.pid)
     # A worker that was told to end while its process was being forked must be ended now that there is one.
-    commands: tuple[Command, ...] = (Terminate(),) if worker.state is S.STOPPING else ()
-    return replace(worker, pid=event.pid), commands
+    if worker.state is S.STOPPING:
+        return known, (Kill() if worker.forced else Terminate(),)
+    return known, ()
 
 
 def _spawn_failed(worker: Worker, event: SpawnFailed) -> Step:
-    exit_ = Exit(reason=worker.ending or ExitReason.CRASHED, message=event.reason)
-    return _without_process(worker, exit_, event.decision)
+    exit_ = Exit(
+        reason=worker.ending or ExitReason.CRASHED, message=f"its process could not be started: {event.reason}"
+    )
+    after, commands = _without_process(worker, exit_, event.decision)
+    if after.state is S.BACKOFF and isinstance(event.decision, RestartAfter):
+        delay = event.decision.delay
+        after = replace(after, message=f"Not started, tried again in {delay:.1f} s: {event.reason.rstrip('.')}.")
+    return after, commands
 
 
 def _adopted(worker: Worker, event: Adopted) -> Step:
@@ -342,6 +355,7 @@ def _without_process(worker: Worker, exit_: Exit, decision: RestartDecision) -> 
         ending=None,
         ending_reason="",
         again=False,
+        forced=False,
     )
     if worker.forget:
         return replace(bare, state=S.GONE, message="Gone."), ()
@@ -401,7 +415,8 @@ _WAYS_TO_END: Final[Mapping[type[Command], str]] = {
 
 def _stopping(worker: Worker, command: Command) -> Step:
     message = f"{_WAYS_TO_END[type(command)]}{_why(worker)}."
-    return replace(worker, state=S.STOPPING, message=message), (command,)
+    forced = worker.forced or isinstance(command, Kill)
+    return replace(worker, state=S.STOPPING, message=message, forced=forced), (command,)
 
 
 def _draining(worker: Worker) -> Step:
@@ -468,8 +483,14 @@ def _drain_ended(worker: Worker, _event: DrainEnded) -> Step:
     return _stopping(worker, Terminate())
 
 
-def _grace_ended(worker: Worker, _event: GraceEnded) -> Step:
-    return replace(worker, message=f"It did not end in its grace, so it is killed{_why(worker)}."), (Kill(),)
+def _grace_ended(worker: Worker, event: GraceEnded) -> Step:
+    why = _why(worker)
+    if event.kills:
+        times = f"{event.kills} time{'' if event.kills == 1 else 's'}"
+        message = f"Killed {times}, and process {worker.pid} is still there (the kernel holds it); killed again{why}."
+    else:
+        message = f"It did not end in its grace, so it is killed{why}."
+    return replace(worker, message=message, forced=True), (Kill(),)
 
 
 def _backoff_ended(worker: Worker, _event: BackoffEnded) -> Step:
@@ -478,7 +499,12 @@ def _backoff_ended(worker: Worker, _event: BackoffEnded) -> Step:
 
 def _restart_refused(worker: Worker, event: RestartRefused) -> Step:
     message = f"Not restarted yet, asked again in {event.delay:.0f} s: {event.reason}"
-    return replace(worker, message=message), (WaitForBackoff(event.delay),)
+    return replace(worker, state=S.BACKOFF, message=message), (WaitForBackoff(event.delay),)
+
+
+def _circuit_opened(worker: Worker, event: CircuitOpened) -> Step:
+    last = f"{worker.last_exit.sentence()} " if worker.last_exit else ""
+    return replace(worker, state=S.FAILED, message=f"{last}{event.reason}"), (WaitForBackoff(event.delay),)
 
 
 _RULES: Final[Mapping[type[Event], Callable[[Worker, Any], Step]]] = {
@@ -498,5 +524,6 @@ _RULES: Final[Mapping[type[Event], Callable[[Worker, Any], Step]]] = {
     DrainEnded: _drain_ended,
     GraceEnded: _grace_ended,
     BackoffEnded: _backoff_ended,
+    CircuitOpened: _circuit_opened,
     RestartRefused: _restart_refused,
 }

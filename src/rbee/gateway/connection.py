@@ -91,6 +91,16 @@ class ClientConnection:
         self._pending = b""
         self._chunked_answer = self._bodyless = self._answering = False
 
+    def idle_for(self, now: float) -> float:
+        """Seconds since it last asked for anything, or connected; 0 while it asks."""
+        is_idle = self._phase is Phase.HEAD and not self._buffer
+        return now - self._deadline + self._door.options.idle_timeout if is_idle else 0.0
+
+    def turn_away(self, error: RequestError) -> None:
+        """Answer with *error* whatever it is about to ask, and end."""
+        self._close = True
+        self.refuse(error)
+
     # asyncio's callbacks
 
     def connection_made(self, transport: Transport) -> None:

@@ -72,7 +72,7 @@ class FrontDoor:
         self.ready_problem: Callable[[], str | None] = lambda: "starting"
         self._closing = False
         self._adopting = True
-        routes.subscribe(self._on_routes_changed, loads=False)
+        routes.subscribe(self._on_routes_changed)
 
     def admit(self, head: RequestHead, client: Client, request_id: str) -> Exchange:
         """The exchange that answers this request. Raises RequestError for one that is refused."""

@@ -140,7 +140,8 @@ class Inference(Relay):
             message = f"{lost}No worker of '{self._name}' can take requests ({reasons})."
             return NoReadyWorker(message, retry_after=RETRY_AFTER)
         if self._known:
-            return NoReadyWorker(f"The worker of '{self._name}' was removed before it answered this request.")
+            message = f"The worker of '{self._name}' was removed before it answered this request."
+            return NoReadyWorker(message, retry_after=RETRY_AFTER)
         names = self._door.model_names(MAX_NAMES)
         there = f"There are: {', '.join(names)}" if names else "No model is loaded: POST /v1/workers/spawn loads one"
         shown = self._name[:200]

@@ -1,5 +1,6 @@
 """What the gateway is told: its part of the settings, nothing else."""
 
+import sys
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
@@ -10,10 +11,11 @@ class GatewayOptions:
     """Sizes are bytes, times seconds; a ``stall_timeout`` of 0 waits for ever.
 
     ``allowed_hosts`` are names (with or without a port) beside loopback; ``cors_origins`` are whole origins
-    (``https://chat.example``) or ``*``.
+    (``https://chat.example``) or ``*``. ``descriptors`` is how many the whole process may have.
     """
 
     control_socket: str
+    descriptors: int = sys.maxsize
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body: int = 32 * MIB

@@ -8,8 +8,10 @@ from typing import Final
 import structlog
 
 from rbee.core.auth import AuthPolicy
+from rbee.core.errors import TooManyConnections
 from rbee.core.routing import RouteTable
 from rbee.core.usage import UsageSink
+from rbee.gateway import crowd
 from rbee.gateway.connection import ClientConnection
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
@@ -21,6 +23,9 @@ BACKLOG: Final = 4096
 TICK_INTERVAL: Final = 0.25
 """Seconds between two looks at all deadlines; one timer for all connections costs less than one for each."""
 
+
+CROWDED_RETRY_AFTER: Final = 1.0
+"""Seconds; a connection becomes free with each answer."""
 
 ABORT_LIMIT: Final = 2.0
 """Seconds; the loop tells an aborted connection's end in its next round."""
@@ -39,7 +44,10 @@ class Gateway(FrontDoor):
         super().__init__(options, routes, auth, usage, version)
         self._servers: list[asyncio.Server] = []
         self._connections: set[ClientConnection] = set()
+        self._longest_idle: list[ClientConnection] = []
+        self._looked_for_idle = False
         self._ticking: asyncio.TimerHandle | None = None
+        self._is_crowded = False
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -81,9 +89,52 @@ class Gateway(FrontDoor):
         return _Connection(self, self._joined, self._left)
 
     def _joined(self, connection: ClientConnection) -> None:
+        capacity = self._capacity()
+        has_room = len(self._connections) < capacity or self._end_idle()
         self._connections.add(connection)
         self._empty.clear()
         self._arm()
+        if has_room:
+            return
+        self._complain(capacity)
+        if len(self._connections) > capacity + crowd.TURNED_AWAY:
+            connection.abort()
+        else:
+            message = f"{capacity} clients are connected at once already, and all of them are busy. Try again soon."
+            connection.turn_away(TooManyConnections(message, retry_after=CROWDED_RETRY_AFTER))
+
+    def _capacity(self) -> int:
+        capacity = crowd.capacity(self.options.descriptors, len(self.routes.routes))
+        self.pool.limit = capacity
+        return capacity
+
+    def _end_idle(self) -> bool:
+        """End the connection that has been idle for longest; False where none has been for long enough."""
+        time = now()
+        if not self._looked_for_idle:
+            # Once a tick: each look costs as much as there are connections.
+            self._looked_for_idle = True
+            found = [(idle, id(c), c) for c in self._connections if (idle := c.idle_for(time)) >= crowd.IDLE_FOR]
+            self._longest_idle = [connection for _, _, connection in sorted(found)]
+        while self._longest_idle:
+            connection = self._longest_idle.pop()
+            if connection.idle_for(time) >= crowd.IDLE_FOR:
+                connection.leave()
+                return True
+        return False
+
+    def _complain(self, capacity: int) -> None:
+        if not self._is_crowded:
+            log.warning("too_many_connections", capacity=capacity, descriptors=self.options.descriptors)
+            self._is_crowded = True
+
+    def _tick_crowd(self) -> None:
+        self._looked_for_idle, self._longest_idle = False, []
+        excess = len(self._connections) - self._capacity()
+        self._is_crowded = self._is_crowded and excess >= 0
+        # Workers have come since, which need descriptors, too.
+        while excess > 0 and self._end_idle():
+            excess -= 1
 
     def _left(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
@@ -100,6 +151,7 @@ class Gateway(FrontDoor):
         try:
             for connection in list(self._connections):
                 connection.tick(time)
+            self._tick_crowd()
             self.pool.sweep(time)
         finally:
             if self._connections or len(self.pool):

@@ -4,6 +4,7 @@ A connection serves one request at a time. Everything is callbacks; a task lives
 """
 
 import asyncio
+import sys
 from collections.abc import Container
 from dataclasses import dataclass
 from time import perf_counter
@@ -307,11 +308,15 @@ class Upstream(asyncio.Protocol):
 
 
 class Pool:
-    """Connections by address: kept ones to use again, the youngest first."""
+    """Connections by address: kept ones to use again, the youngest first.
+
+    ``limit``: at so many, a kept one is ended for each new one.
+    """
 
     def __init__(self, stale_limit: float = STALE_LIMIT, gone_grace: float = GONE_GRACE) -> None:
         self.stale_limit = stale_limit
         self.gone_grace = gone_grace
+        self.limit = sys.maxsize
         self._idle: dict[Address, list[Upstream]] = {}
         self._open: set[Upstream] = set()
         self._ready: Container[Address] | None = None
@@ -322,10 +327,17 @@ class Pool:
         if kept and not fresh and perf_counter() - kept[-1].idle_since < IDLE_LIMIT:
             upstream = kept.pop()
         else:
+            if len(self._open) >= self.limit:
+                self._end_idle()
             upstream = Upstream(self, address)
             self._open.add(upstream)
         upstream.ask(request, asker)
         return upstream
+
+    def _end_idle(self) -> None:
+        kept = next((kept for kept in self._idle.values() if kept), None)
+        if kept is not None:
+            kept[0].abandon()
 
     def keep(self, upstream: Upstream) -> None:
         if not self._may_keep(upstream.address):

@@ -10,12 +10,15 @@ import structlog
 
 from rbee.core import restart
 from rbee.core.errors import CircuitNotFound, CircuitOpen
-from rbee.core.events import OpenCircuit, RestartDecision
+from rbee.core.events import CircuitOpened, OpenCircuit, RestartDecision
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.restart import Circuit, CircuitState, Failure, RestartRules
 from rbee.core.worker import Worker, WorkerSpec, final_exit
 
 log = structlog.get_logger(__name__)
+
+MIN_DELAY: Final = 0.1
+"""Seconds; nobody asks again at once, should the clock stand exactly on the border."""
 
 MAX_CIRCUITS: Final = 1000
 """Kinds of workers that are remembered; the oldest closed one is forgotten for a new one."""
@@ -46,6 +49,8 @@ class Circuits:
         self._circuits: dict[str, Circuit] = {}
         self._log_lines: dict[str, Sequence[str]] = {}
         self.activations = 0
+        self.on_open: Callable[[str], None] = lambda _key: None
+        """Called with the key of each circuit that has just been opened."""
 
     def check(self, spec: WorkerSpec) -> None:
         """Raise CircuitOpen where a worker like *spec* must not be started now."""
@@ -79,18 +84,31 @@ class Circuits:
             log.info("circuit_half_open", circuit=key, model_ref=spec.model_ref, worker_id=spec.worker_id)
             self._circuits[key] = restart.tried_by(circuit, spec.worker_id)
 
-    def wait_to_start(self, spec: WorkerSpec) -> float | None:
-        """Seconds until a worker that waits for its restart should ask again; None: it may start."""
+    def blocked(self, spec: WorkerSpec) -> CircuitOpened | None:
+        """Why a worker that waits for its restart has to wait on, and for how long; None: it may start."""
         circuit = self._settled(restart.key_of(spec), spec)
-        return restart.wait_to_start(circuit, self._rules, spec.worker_id, anyio.current_time())
+        delay = restart.wait_to_start(circuit, self._rules, spec.worker_id, anyio.current_time())
+        if delay is None:
+            return None
+        state = f"Its circuit is open ({restart.why(circuit, self._rules)})"
+        if circuit.trying is not None:
+            return CircuitOpened(f"{state}; worker '{circuit.trying}' makes the one try.", max(delay, MIN_DELAY))
+        at = _clock(self._wall_clock() + timedelta(seconds=delay))
+        return CircuitOpened(f"{state}; the next try is at {at}.", max(delay, MIN_DELAY))
+
+    def resume(self, spec: WorkerSpec) -> RestartDecision:
+        return restart.resume(spec.restart, self._rules, self._spread())
+
+    def postpone(self, spec: WorkerSpec, refusals: int) -> RestartDecision:
+        return restart.postpone(spec.restart, self._rules, refusals, self._spread())
 
     def decide(self, worker: Worker, exit_: Exit) -> RestartDecision:
         """Count the end of a worker that nobody asked for, and say what becomes of it."""
         spec, now = worker.spec, anyio.current_time()
         key, exit_ = restart.key_of(spec), final_exit(worker, exit_)
         before = circuit = self._settled(key, spec)
+        failure = Failure(spec.worker_id, exit_, worker.ready_since)
         if restart.is_failure(spec.restart, exit_):
-            failure = Failure(spec.worker_id, exit_, worker.incarnation == 1, worker.ready_since)
             circuit = restart.failed(before, self._rules, failure, now)
             self._keep(key, circuit)
         else:
@@ -98,7 +116,8 @@ class Circuits:
         if circuit.probe_at is not None and circuit.probe_at != before.probe_at:
             self.activations += 1
             log.warning("circuit_open", circuit=key, model_ref=spec.model_ref, why=restart.why(circuit, self._rules))
-        decision = restart.decide(spec.restart, self._rules, circuit, exit_, now, self._spread())
+            self.on_open(key)
+        decision = restart.decide(spec.restart, self._rules, circuit, failure, now, self._spread())
         if isinstance(decision, OpenCircuit):
             at = _clock(self._wall_clock() + timedelta(seconds=decision.delay))
             return replace(decision, reason=f"{decision.reason}; the next try is at {at}.")

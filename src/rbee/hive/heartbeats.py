@@ -8,7 +8,7 @@ import structlog
 from rbee.core import liveness
 from rbee.core.errors import IllegalTransition, OlderIncarnation, WorkerNotFound
 from rbee.core.launch import Telemetry
-from rbee.core.worker import ALIVE
+from rbee.core.worker import ALIVE, WorkerState
 from rbee.hive.registry import Record, Registry
 
 log = structlog.get_logger(__name__)
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 class Heartbeats:
     """Times are seconds. *on_stale* gets the id of each worker whose deadline has passed, *on_pause* the time for
-    which this hive itself did not run."""
+    which this hive itself did not run. *can_listen*: whether a beat could be accepted now."""
 
     def __init__(
         self,
@@ -25,21 +25,28 @@ class Heartbeats:
         stale_after: float,
         on_stale: Callable[[str], None],
         on_pause: Callable[[float], None] = lambda _gap: None,
+        can_listen: Callable[[], bool] = lambda: True,
     ) -> None:
         self._registry = registry
         self._interval = interval
         self._stale_after = stale_after
         self._on_stale = on_stale
         self._on_pause = on_pause
+        self._can_listen = can_listen
+        self._is_deaf = False
 
     def beat(self, record: Record, incarnation: int | None, healthy: bool, telemetry: Telemetry) -> None:
         """A worker was heard of.
 
-        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive, and
-        WorkerNotFound, though it counts, for one taken over that has not said yet where it serves: it will then.
+        Raises OlderIncarnation for a beat of an earlier life, IllegalTransition where no process can be alive,
+        WorkerNotFound for one started by hand that was taken for dead (it announces itself anew then), and the same,
+        though it counts, for one taken over that has not said yet where it serves: it will then.
         """
         worker = record.worker
         check_incarnation(record, incarnation)
+        if worker.spec.external and worker.state is WorkerState.FAILED:
+            # The pid that it gave may be another process's: in a pid namespace of its own it knows no better.
+            raise WorkerNotFound(f"Worker '{record.worker_id}' was taken for dead here; announce it again.")
         if worker.state not in ALIVE:
             raise IllegalTransition(f"Worker '{record.worker_id}' is {worker.state}: no process of it can beat.")
         record.vital = liveness.seen(anyio.current_time(), self._stale_after)
@@ -57,6 +64,9 @@ class Heartbeats:
             await anyio.sleep(self._until_next_look(before))
             now = anyio.current_time()
             if liveness.paused(now - before):
+                log.warning("hive_was_paused", seconds=round(now - before, 3), workers=len(self._registry))
+                self._forgive(now, now - before)
+            elif self._is_unreachable():
                 self._forgive(now, now - before)
             else:
                 self._judge(now)
@@ -67,10 +77,18 @@ class Heartbeats:
         return min(liveness.TICK_INTERVAL, max(0.0, earliest - now))
 
     def _forgive(self, now: float, gap: float) -> None:
-        log.warning("hive_was_paused", seconds=round(gap, 3), workers=len(self._registry))
         for record in self._registry:
             record.vital = liveness.after_pause(record.vital, now, self._interval)
         self._on_pause(gap)
+
+    def _is_unreachable(self) -> bool:
+        """Whether no beat can be accepted: what is not heard then is this hive's own doing."""
+        was_deaf, self._is_deaf = self._is_deaf, not self._can_listen()
+        if self._is_deaf and not was_deaf:
+            log.error("hive_out_of_descriptors", workers=len(self._registry))
+        elif was_deaf and not self._is_deaf:
+            log.info("hive_has_descriptors_again")
+        return self._is_deaf
 
     def _judge(self, now: float) -> None:
         overdue = [r.worker_id for r in self._registry if r.worker.is_watched and r.vital.is_stale(now)]

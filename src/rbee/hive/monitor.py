@@ -16,6 +16,7 @@ from rbee.core.routing import Route, RouteTable
 from rbee.core.worker import TRANSITIONS, Worker, WorkerState
 from rbee.hive.ports import Node, Probe
 from rbee.hive.registry import Record, Registry
+from rbee.nodes.descriptors import NONE_LEFT
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,8 @@ class _Watch:
 class _Failure(NamedTuple):
     why: str
     timed_out: bool = False
+    unasked: bool = False
+    """It was never asked, since this hive had no descriptor left."""
 
 
 class Monitor:
@@ -288,7 +291,7 @@ class Monitor:
             return
         enough = progress.processor_threshold(now - before.since)
         excused = overslept or pauses != self._pauses or progress.worked(before.motion, seen, enough)
-        if failure.timed_out and excused:
+        if failure.unasked or (failure.timed_out and excused):
             return
         self._count_failure(record, failure)
 
@@ -301,7 +304,10 @@ class Monitor:
         except TimeoutError:
             return _Failure(f"no answer within {options.health_timeout:g} s", timed_out=True)
         except OSError as error:
-            return _Failure(str(error) or type(error).__name__)
+            # anyio tells only in the cause why it could not connect.
+            causes = [each.errno for each in (error, error.__cause__) if isinstance(each, OSError)]
+            unasked = any(cause in NONE_LEFT for cause in causes)
+            return _Failure(str(error) or type(error).__name__, unasked=unasked)
         return None if reply.status == 200 else _Failure(f"it answered {reply.status}")
 
     def _count_failure(self, record: Record, failure: _Failure) -> None:

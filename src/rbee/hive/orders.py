@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from rbee.core import engine_args, model_ref
 from rbee.core.errors import InvalidField
+from rbee.core.limits import MAX_SPEC_BYTES
 from rbee.core.model_ref import Scheme
+from rbee.core.own_spec import told_text
 from rbee.core.worker import Restart, WorkerSpec
 
 BACKENDS = ("cpu", "cuda", "rocm", "vulkan", "metal")
@@ -51,7 +53,7 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
         raise InvalidField(f"The engine '{engine}' cannot run '{ref}': the {only}.", field="engine")
     known_arguments = engine if engine in ("llama-cpp", "synthetic") else "command"
     engine_args.check(known_arguments, order.engine_args)
-    return WorkerSpec(
+    spec = WorkerSpec(
         worker_id="",
         model_ref=str(ref),
         backend=_backend(order.backend),
@@ -65,6 +67,18 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
         max_memory_bytes=order.max_memory_bytes,
         idle_timeout=order.idle_timeout,
     )
+    _check_size(spec)
+    return spec
+
+
+def _check_size(spec: WorkerSpec) -> None:
+    size = len(told_text(spec).encode())
+    if size > MAX_SPEC_BYTES:
+        raise InvalidField(
+            f"With these engine arguments the order takes {size} bytes to be told to its worker, and may take "
+            f"{MAX_SPEC_BYTES}: quotes, backslashes and line breaks count twice.",
+            field="engine_args",
+        )
 
 
 def _with_settings(order: Order, configured: Order) -> Order:

@@ -15,7 +15,6 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import auth, events, model_ref
 from rbee.core.errors import AliasInUse, InvalidField, NoPortLeft, ShuttingDown
-from rbee.core.exits import Exit
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.liveness import seen
 from rbee.core.restart import RestartRules, key_of
@@ -25,9 +24,11 @@ from rbee.hive.circuits import Circuits
 from rbee.hive.journal import Journal, Transition
 from rbee.hive.ports import Library, Node, Probe, Store
 from rbee.hive.registry import Record, Registry
+from rbee.hive.restarts import Restarts
 from rbee.hive.supervisor import Patience, Supervisor, Surroundings
 
-_BEING_ENDED: Final = (WorkerState.DRAINING, WorkerState.STOPPING)
+ROW_RETRY_DELAY: Final = 5.0
+"""Seconds until a row that could not be removed is tried again."""
 log = structlog.get_logger(__name__)
 
 _REMEMBERED_ENDS: Final = 10_000
@@ -49,6 +50,7 @@ class PoolOptions:
     prompt_cache_bytes: int
     engines: dict[str, EngineOptions]
     health_timeout: float = 5.0
+    leaves_workers: bool = False
     restart: RestartRules = field(default_factory=RestartRules)
 
 
@@ -85,6 +87,7 @@ class Pool:
         self._admitting = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._closing = False
+        self._hurried = False
         self._leaving: anyio.CancelScope | None = None
         self._adopted = anyio.Event()
         self._ended_ids: dict[str, None] = {}
@@ -102,12 +105,14 @@ class Pool:
             launch=self._launch,
             engine_key=self.engine_key,
             answers=self._answers,
-            restarts=_Restarts(self.circuits, self._adopted),
+            restarts=Restarts(self.circuits, self._adopted),
             on_illegal_event=self._count_illegal_event,
             on_gone=self._gone,
+            on_row_left=self._row_left,
         )
+        self.circuits.on_open = self._let_kind_ask_again
         self.journal.subscribe(self._note_readiness)
-        routes.subscribe(self._load_changed)
+        routes.subscribe_releases(self._load_changed)
 
     @property
     def worker_host(self) -> str:
@@ -157,26 +162,32 @@ class Pool:
         """Whether this hive has had such a worker of its own, and ended it."""
         return worker_id in self._ended_ids
 
-    def delete(self, worker_id: str, *, force: bool = False) -> Record:
-        """Begin to end a worker. Raises WorkerNotFound."""
-        record = self._registry.get(worker_id)
-        self._supervisors[worker_id].take(events.EndRequested(force=force))
+    async def delete(self, worker_id: str, *, force: bool = False) -> Record:
+        """Begin to end a worker; it stays ended, whatever becomes of this hive. Raises WorkerNotFound."""
+        record, supervisor = self._registry.get(worker_id), self._supervisors[worker_id]
+        supervisor.take(events.EndRequested(force=force))
+        await supervisor.save()
         return record
 
-    def restart(self, worker_id: str) -> Record:
+    async def restart(self, worker_id: str) -> Record:
         """End a worker if it runs, and start it anew. Raises WorkerNotFound, IllegalTransition."""
-        record = self._registry.get(worker_id)
-        self._supervisors[worker_id].take(events.RestartRequested())
+        record, supervisor = self._registry.get(worker_id), self._supervisors[worker_id]
+        supervisor.take(events.RestartRequested())
         # Somebody has decided that it may: the one try of an open circuit.
         self.circuits.begin(record.worker.spec)
+        await supervisor.save()
         return record
 
     def reset_circuit(self, key: str) -> None:
         """Close a circuit, forget its failures and let those try now that wait for it. Raises CircuitNotFound."""
         self.circuits.reset(key)
+        self._let_kind_ask_again(key)
+
+    def _let_kind_ask_again(self, key: str) -> None:
+        """What the circuit says has changed, so nobody of its kind shall wait out a delay that means nothing now."""
         for supervisor in self._supervisors.values():
-            if key_of(supervisor.worker.spec) == key:
-                supervisor.try_now()
+            if not supervisor.worker.spec.external and key_of(supervisor.worker.spec) == key:
+                supervisor.ask_now()
 
     def end(self, worker_id: str, event: events.Event) -> None:
         """Let the monitor's verdict take its course."""
@@ -237,19 +248,32 @@ class Pool:
         return self._would_not_stop(list(self._supervisors))
 
     async def leave(self, budget: float) -> list[str]:
-        """Let go of every worker, to be taken over by the next hive; those that are being ended already are ended.
+        """Let go of every worker, to be taken over by the next hive; those that somebody wants gone are ended.
 
         Requests in flight get two thirds of *budget* seconds. Returns the ids of those that would not stop.
         """
         await self._close(budget)
-        with anyio.move_on_after(budget * 2 / 3) as self._leaving:
-            for supervisor in list(self._supervisors.values()):
-                await supervisor.wait_idle()
-        ending = [i for i, s in self._supervisors.items() if s.worker.state in _BEING_ENDED]
-        with anyio.move_on_after(budget / 4):
-            for worker_id in ending:
-                await self.wait_gone(worker_id)
-        left = [worker_id for worker_id in ending if worker_id in self._supervisors]
+        unwanted = [i for i, s in self._supervisors.items() if s.worker.forget]
+        with anyio.CancelScope() as self._leaving:
+            if self._hurried:
+                self._leaving.cancel()
+            for supervisor in self._supervisors.values():
+                supervisor.hurry()
+            with anyio.move_on_after(budget * 2 / 3):
+                for supervisor in list(self._supervisors.values()):
+                    await supervisor.wait_idle()
+            with anyio.move_on_after(budget / 4):
+                await self._wait_gone_all(unwanted)
+        for worker_id in unwanted:
+            if worker_id in self._registry:
+                self.take(worker_id, events.EndRequested(force=True))
+        with anyio.move_on_after(budget / 12):
+            await self._wait_gone_all(unwanted)
+        left = [worker_id for worker_id in unwanted if worker_id in self._supervisors]
+        await self._let_go()
+        return self._would_not_stop(left)
+
+    async def _let_go(self) -> None:
         for worker_id, supervisor in list(self._supervisors.items()):
             worker = supervisor.worker
             log.info("worker_left_running", worker_id=worker_id, state=str(worker.state), pid=worker.pid)
@@ -258,20 +282,21 @@ class Pool:
             # A beat from now on gets 404, and the announcement after it the word that this hive is going.
             if worker_id in self._registry:
                 self._registry.remove(worker_id)
-        return self._would_not_stop(left)
 
     def force_stop(self) -> None:
         """The second signal: no more waiting for anybody."""
-        if self._leaving is None:
+        self._hurried = True
+        if not self._options.leaves_workers:
             self._end_all(force=True)
-        else:
+        elif self._leaving is not None:
             self._leaving.cancel()
 
     # How it is done.
 
     async def _close(self, budget: float) -> None:
+        self._closing = True
         async with self._admitting:
-            self._closing = True
+            pass  # Who was let in before is registered by now.
         self._patience.drain_timeout = min(self._patience.drain_timeout, budget * 2 / 3)
         self._patience.term_grace = min(self._patience.term_grace, budget * 7 / 30)
 
@@ -288,7 +313,11 @@ class Pool:
 
     async def _wait_all_gone(self) -> None:
         while self._supervisors:
-            await self.wait_gone(next(iter(self._supervisors)))
+            await self._wait_gone_all(list(self._supervisors))
+
+    async def _wait_gone_all(self, worker_ids: Sequence[str]) -> None:
+        for worker_id in worker_ids:
+            await self.wait_gone(worker_id)
 
     async def wait_gone(self, worker_id: str) -> None:
         supervisor = self._supervisors.get(worker_id)
@@ -383,8 +412,9 @@ class Pool:
             f"No port is free in {ports.start}-{ports.stop - 1}; widen workers.port_range or stop a worker."
         )
 
-    def _load_changed(self) -> None:
-        for supervisor in self._supervisors.values():
+    def _load_changed(self, worker_id: str) -> None:
+        supervisor = self._supervisors.get(worker_id)
+        if supervisor is not None:
             supervisor.load_changed()
 
     def _count_illegal_event(self) -> None:
@@ -398,6 +428,21 @@ class Pool:
             self._ended_ids[worker_id] = None
             if len(self._ended_ids) > _REMEMBERED_ENDS:
                 del self._ended_ids[next(iter(self._ended_ids))]
+
+    def _row_left(self, worker_id: str) -> None:
+        assert self._tasks is not None, "the pool runs as long as its supervisors"
+        self._tasks.start_soon(self._forget_at_last, worker_id)
+
+    async def _forget_at_last(self, worker_id: str) -> None:
+        """A row that stays would bring its worker back to life in the next hive."""
+        while True:
+            await anyio.sleep(ROW_RETRY_DELAY)
+            try:
+                await self._adapters.store.forget(worker_id)
+            except OSError as error:
+                log.error("store_failed", worker_id=worker_id, reason=str(error))  # noqa: TRY400
+            else:
+                return
 
     def _note_readiness(self, entry: Transition) -> None:
         if entry.after is WorkerState.READY and entry.before is not WorkerState.READY:
@@ -416,28 +461,3 @@ class Pool:
         # A server of llama.cpp's kind lists its worker's id, so a stranger that answers to any key is found out.
         is_named = row.spec.worker_id.encode() in reply.body
         return reply.status == 200 and (is_named or path != "/v1/models")
-
-
-class _Restarts:
-    """What a supervisor asks before it starts its worker again."""
-
-    def __init__(self, circuits: Circuits, adopted: anyio.Event) -> None:
-        self._circuits = circuits
-        self._adopted = adopted
-
-    def decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
-        return self._circuits.decide(worker, exit_)
-
-    async def wait_until_allowed(self) -> None:
-        await self._adopted.wait()
-
-    def ask(self, worker: Worker) -> events.RestartRefused | None:
-        delay = self._circuits.wait_to_start(worker.spec)
-        if delay is None:
-            self._circuits.begin(worker.spec)
-            return None
-        # Never at once again, should the clock stand exactly on the border.
-        return events.RestartRefused("its circuit is open.", max(delay, 0.1))
-
-    def note_log(self, worker: Worker, lines: Sequence[str]) -> None:
-        self._circuits.note_log(worker.spec, lines)

@@ -88,13 +88,13 @@ class Reception:
         said = replace(said, url=url)
         # Asked again: it may have been removed while its host was resolved.
         record = self._registry.find(said.worker_id)
-        if record is not None and said.pid == record.worker.pid:
+        if record is not None and said.pid == record.worker.pid and not _is_back(record, said):
             self._pool.take(said.worker_id, as_event(said))
             return record
         if record is not None and said.state == "failed":
             raise OlderIncarnation(f"Worker '{said.worker_id}' is process {record.worker.pid} by now.")
         if record is not None:
-            # It was ended and started again under the same id, before its deadline.
+            # It was ended and started again under the same id, before its deadline, or taken for dead wrongly.
             self._pool.take(said.worker_id, events.EndRequested(force=True))
         return await self._register_external(said)
 
@@ -127,3 +127,8 @@ class Reception:
     def _check_id(self, worker_id: str) -> None:
         if worker_id in self._registry or any(r.worker.spec.alias == worker_id for r in self._registry):
             raise WorkerIdInUse(f"The name '{worker_id}' is in use; choose another worker id.")
+
+
+def _is_back(record: Record, said: Announcement) -> bool:
+    """Whether a worker that was taken for dead says that it serves."""
+    return record.worker.state is WorkerState.FAILED and said.state != "failed"

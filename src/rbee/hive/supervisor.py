@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -18,15 +18,22 @@ from rbee.core.launch import Launch, StoredWorker, Telemetry
 from rbee.core.liveness import seen
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.core.worker import Worker, WorkerState, advance
+from rbee.hive import rows
 from rbee.hive.announcements import is_on_loopback
 from rbee.hive.journal import Journal, Transition
 from rbee.hive.ports import Node, Process, Store
 from rbee.hive.registry import Record
+from rbee.hive.restarts import Restarts
 
 log = structlog.get_logger(__name__)
 
 LAST_LOG_LINES: Final = 20
 """Lines of a failed worker's log that are kept to be shown."""
+WATCH_RETRY_DELAY: Final = 1.0
+SWEEP_RETRY_DELAY: Final = 5.0
+"""Seconds until it is tried again to look at what could not be looked at, for want of a descriptor perhaps."""
+MAX_PATIENCE: Final = 6
+"""Times the grace, at most, between two kills of what does not end."""
 _ANNOUNCEMENTS: Final = (events.AnnouncedLoading, events.AnnouncedReady, events.AnnouncedFailed)
 _WAITING: Final = (WorkerState.BACKOFF, WorkerState.FAILED)
 _ASKED_TO_END: Final = events.GiveUp("")
@@ -39,26 +46,6 @@ class Patience:
     drain_timeout: float
     term_grace: float
     stale_after: float
-
-
-class Restarts(Protocol):
-    """Says whether and when a worker is started again."""
-
-    def decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
-        """What becomes of a worker whose process ended though nobody asked it to; the end is counted."""
-        ...
-
-    async def wait_until_allowed(self) -> None:
-        """Return once restarts are made at all: not before the workers of the hive before are taken over."""
-        ...
-
-    def ask(self, worker: Worker) -> events.RestartRefused | None:
-        """Whether it may be started now; None: yes, and it counts as started."""
-        ...
-
-    def note_log(self, worker: Worker, lines: Sequence[str]) -> None:
-        """The last lines that a failed worker wrote."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +64,7 @@ class Surroundings:
     restarts: Restarts
     on_illegal_event: Callable[[], None]
     on_gone: Callable[[str], None]
+    on_row_left: Callable[[str], None]
 
 
 class Supervisor:
@@ -92,9 +80,13 @@ class Supervisor:
         self._process: Process | None = None
         self._watched_engine: int | None = None
         self._tasks: TaskGroup | None = None
-        self._load_changed = anyio.Event()
+        self._load_changed: anyio.Event | None = None
         self._draining = anyio.CancelScope()
         self._waiting = anyio.CancelScope()
+        self._patience_left = anyio.CancelScope()
+        self._kills = 0
+        self._refusals = 0
+        self._swept = True
         self._row = anyio.Lock()
         self._sweeping = anyio.Lock()
         self._ended = anyio.Event()
@@ -125,8 +117,11 @@ class Supervisor:
             self._around.routes.withdraw(self.record.worker_id)
             return
         with anyio.CancelScope(shield=True):
-            await self._around.node.forget(self.record.worker_id)
+            if not self._swept:
+                await self._sweep_once(self.worker.incarnation)
+            # The row first: without its folder nobody could tell any more how the worker ended.
             await self._forget_row()
+            await self._around.node.forget(self.record.worker_id)
 
     def leave(self) -> None:
         """Let go of the worker as it is: its process lives on, its row tells the next hive of it."""
@@ -148,8 +143,8 @@ class Supervisor:
             self._perform(command)
         if after.engine_pid is not None and not after.spec.external:
             self._watch_engine(after.engine_pid)
-        if after.state is WorkerState.READY and not after.spec.external and _shown(before) != _shown(after):
-            self._soon(self._save_row)
+        if not after.spec.external and rows.told(before) != rows.told(after):
+            self._soon(self.save)
         if after.state is WorkerState.GONE:
             self._around.on_gone(self.record.worker_id)
             self._ended.set()
@@ -177,18 +172,21 @@ class Supervisor:
             self._draining.deadline, anyio.current_time() + self._around.patience.drain_timeout
         )
 
-    def try_now(self) -> None:
-        """What kept the worker from being started is over: it need not wait for its delay."""
+    def ask_now(self) -> None:
+        """Whether the worker may be started is to be asked now, not after its delay."""
         self._waiting.cancel()
 
     def load_changed(self) -> None:
-        """The number of requests in flight may have changed."""
-        self._load_changed.set()
-        self._load_changed = anyio.Event()
+        """The number of requests in flight may have changed. Each request that ends says so: without a waiter it
+        costs nothing."""
+        changed, self._load_changed = self._load_changed, None
+        if changed is not None:
+            changed.set()
 
     async def wait_idle(self) -> None:
         """Return once no request is in flight."""
         while self._around.routes.in_flight(self.record.worker_id) > 0:
+            self._load_changed = self._load_changed or anyio.Event()
             await self._load_changed.wait()
 
     async def wait_judged(self) -> None:
@@ -246,15 +244,17 @@ class Supervisor:
             case events.Terminate():
                 if self._process is not None:
                     self._process.terminate()
-                self._soon(self._grace, self.worker.incarnation)
+                self._begin_grace()
             case events.AwaitExit():
-                self._soon(self._grace, self.worker.incarnation)
+                self._begin_grace()
             case events.Kill():
                 if self._process is not None:
                     self._process.kill()
-                self._soon(self._sweep, self.worker.incarnation)
+                    self._kills += 1
+                if not self._sweeping.locked():
+                    self._soon(self._sweep, self.worker.incarnation)
                 # Should it not end of that, it is killed again: nothing stays in this state for ever unseen.
-                self._soon(self._grace, self.worker.incarnation)
+                self._begin_grace()
             case events.WaitForBackoff(delay):
                 self._soon(self._backoff, delay, self.worker.incarnation)
 
@@ -263,7 +263,7 @@ class Supervisor:
         self._tasks.start_soon(work, *arguments)
 
     def _begin_life(self) -> None:
-        record, self._watched_engine = self.record, None
+        record, self._watched_engine, self._kills = self.record, None, 0
         record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
         record.healthy, record.telemetry = True, Telemetry()
         record.footprint, record.failed_checks, record.unannounced = None, 0, False
@@ -272,47 +272,53 @@ class Supervisor:
 
     async def _spawn(self) -> None:
         incarnation = self.worker.incarnation
+        await self._around.restarts.wait_until_allowed()
         async with self._sweeping:
             pass  # What the life before has left is gone, or it would hold memory and port.
-        # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
-        with anyio.CancelScope(shield=True):
-            process = await self._fork()
-        if process is not None:
-            await self._wait_for_end(process, incarnation)
-
-    async def _fork(self) -> Process | None:
-        worker = self.worker
         try:
-            await self._save_row(must_succeed=True)
             launch = await self._around.launch(self.record)
-            self._process = await self._around.node.spawn(launch)
+            if self.worker.state is not WorkerState.STARTING:
+                self.fire(events.SpawnFailed("it was ended before it was started", _ASKED_TO_END))
+                return
+            # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
+            with anyio.CancelScope(shield=True):
+                process = await self._fork(launch)
         except (OSError, RequestError) as error:
-            reason = f"its process could not be started: {error}"
-            exit_ = Exit(ExitReason.CRASHED, message=reason)
-            self.fire(events.SpawnFailed(reason, self._decide(worker, exit_)))
-            return None
-        self.fire(events.Spawned(self._process.identity.pid))
-        # Should that fail and this hive be killed, the next one finds the process by the mark that it carries.
+            self._refusals += 1
+            decision = self._around.restarts.postpone(self.worker, self._refusals)
+            self.fire(events.SpawnFailed(str(error), decision))
+            return
+        self._refusals = 0
+        await self._wait_for_end(process, incarnation)
+
+    async def _fork(self, launch: Launch) -> Process:
         await self._save_row()
-        return self._process
+        self._process = process = await self._around.node.spawn(launch)
+        self.fire(events.Spawned(process.identity.pid))
+        # Should that fail and this hive be killed, the next one finds the process by the mark that it carries.
+        await self.save()
+        return process
 
     async def _adopt(self, row: StoredWorker) -> None:
         """Take over what an earlier hive has started, or treat it as ended."""
-        node, worker_id, incarnation = self._around.node, self.record.worker_id, row.incarnation
         with anyio.CancelScope(shield=True):
-            process = await self._find(row)
+            process = self._process = await self._find(row)
+        if process is not None:
+            self.fire(events.Spawned(process.identity.pid))
+        resumed = rows.resumed(row)
+        if resumed is not None:
+            self.fire(resumed)
         if process is None:
-            exit_ = await node.last_word(worker_id, incarnation)
-            if not exit_.message:
-                exit_ = replace(exit_, message="it ended while no hive ran")
-            await self._process_ended(exit_, incarnation)
+            exit_ = row.last_exit or await self._around.node.last_word(self.record.worker_id, row.incarnation)
+            await self._process_ended(exit_, row.incarnation, unseen=row.last_exit is None)
             self.judged.set()
             return
-        self._process = process
-        self.fire(events.Spawned(process.identity.pid))
-        self._soon(self._judge, row)
-        await self._save_row()
-        await self._wait_for_end(process, incarnation)
+        if resumed is None:
+            self._soon(self._judge, row)
+        else:
+            self.judged.set()
+        await self.save()
+        await self._wait_for_end(process, row.incarnation)
 
     async def _find(self, row: StoredWorker) -> Process | None:
         try:
@@ -337,73 +343,86 @@ class Supervisor:
         self.judged.set()
 
     async def _wait_for_end(self, process: Process, incarnation: int) -> None:
+        self._swept = False
         exit_ = await process.wait()
         self._process = None
         await self._process_ended(exit_, incarnation)
 
-    async def _process_ended(self, exit_: Exit, incarnation: int) -> None:
-        with anyio.CancelScope(shield=True):
-            async with self._sweeping:
-                is_routed = self.worker.standing is not Standing.OUT
-                if is_routed:
-                    self.fire(events.Exited(exit_, self._decide(self.worker, exit_)))
-                await self._sweep_held(incarnation)
-                if not is_routed:
-                    # Nobody waits to hear of its end, so it is told when it is one: nothing is left.
-                    self.fire(events.Exited(exit_, self._decide(self.worker, exit_)))
-                if self.worker.state in _WAITING:
-                    lines = await self._around.node.tail(self.record.worker_id, LAST_LOG_LINES)
-                    self._around.restarts.note_log(self.worker, lines)
+    async def _process_ended(self, exit_: Exit, incarnation: int, *, unseen: bool = False) -> None:
+        """*unseen*: it ended while no hive ran."""
+        async with self._sweeping:
+            is_routed = self.worker.standing is not Standing.OUT
+            if is_routed:
+                self.fire(self._exited(exit_, unseen))
+            await self._sweep_held(incarnation)
+            if not is_routed:
+                # Nobody waits to hear of its end, so it is told when it is one: nothing is left.
+                self.fire(self._exited(exit_, unseen))
+            if self.worker.state in _WAITING:
+                self._around.restarts.note_log(self.worker, await self._last_lines())
 
-    def _decide(self, worker: Worker, exit_: Exit) -> events.RestartDecision:
+    def _exited(self, exit_: Exit, unseen: bool) -> events.Exited:
+        worker, restarts = self.worker, self._around.restarts
         if worker.forget or worker.again:
-            return _ASKED_TO_END
-        return self._around.restarts.decide(worker, exit_)
+            return events.Exited(exit_, _ASKED_TO_END)
+        if unseen and not rows.is_fault(exit_):
+            seen_by_nobody = replace(exit_, message=exit_.message or "it ended while no hive ran")
+            return events.Exited(seen_by_nobody, restarts.resume(worker))
+        return events.Exited(exit_, restarts.decide(worker, exit_))
+
+    async def _last_lines(self) -> Sequence[str]:
+        try:
+            return await self._around.node.tail(self.record.worker_id, LAST_LOG_LINES)
+        except OSError as error:
+            return [f"(its log cannot be read: {error})"]
 
     async def _sweep(self, incarnation: int) -> None:
-        with anyio.CancelScope(shield=True):
-            async with self._sweeping:
-                await self._sweep_held(incarnation)
+        async with self._sweeping:
+            await self._sweep_held(incarnation)
 
     async def _sweep_held(self, incarnation: int) -> None:
-        killed = await self._around.node.sweep(self.record.worker_id, incarnation)
+        """Return once nothing is left of the incarnation, however often that has to be tried."""
+        while True:
+            if await self._sweep_once(incarnation):
+                return
+            await anyio.sleep(SWEEP_RETRY_DELAY)
+
+    async def _sweep_once(self, incarnation: int) -> bool:
+        try:
+            with anyio.CancelScope(shield=True):
+                killed = await self._around.node.sweep(self.record.worker_id, incarnation)
+        except OSError as error:
+            log.error("sweep_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+            return False
+        self._swept = True
         if killed:
             log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
+        return True
 
     # Its row in the store.
 
-    async def _save_row(self, *, must_succeed: bool = False) -> None:
-        """Write down what the next hive must know. Raises OSError if it *must_succeed*."""
-        with anyio.CancelScope(shield=True):
-            # One after the other, each with what is true then: an older row must never replace a newer one.
-            async with self._row:
-                try:
-                    await self._around.store.save(self._row_now())
-                except OSError as error:
-                    if must_succeed:
-                        raise
-                    log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+    async def save(self) -> None:
+        """Write down what the next hive must know. A store that fails is logged: the worker serves all the same."""
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._save_row()
+        except OSError as error:
+            log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
 
-    def _row_now(self) -> StoredWorker:
-        worker = self.worker
-        return StoredWorker(
-            worker.spec,
-            worker.incarnation,
-            identity=self._process.identity if self._process is not None else None,
-            url=worker.url if worker.ready_since is not None else "",
-            engine_pid=worker.engine_pid,
-            slots=worker.slots,
-            restart_count=worker.restart_count,
-            started_at=self.record.started_at.isoformat(),
-        )
+    async def _save_row(self) -> None:
+        # One after the other, each with what is true then: an older row must never replace a newer one.
+        async with self._row:
+            if self.worker.state is not WorkerState.GONE:
+                identity = self._process.identity if self._process is not None else None
+                await self._around.store.save(rows.row_of(self.worker, identity, self.record.started_at))
 
     async def _forget_row(self) -> None:
-        try:
-            async with self._row:
+        async with self._row:
+            try:
                 await self._around.store.forget(self.record.worker_id)
-        except OSError as error:
-            # A row too many costs the next hive one look at a process that is not there.
-            log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+            except OSError as error:
+                log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+                self._around.on_row_left(self.record.worker_id)
 
     # Waiting.
 
@@ -413,10 +432,18 @@ class Supervisor:
         if self.worker.state is WorkerState.DRAINING and self.worker.incarnation == incarnation:
             self.fire(events.DrainEnded())
 
-    async def _grace(self, incarnation: int) -> None:
-        await anyio.sleep(self._around.patience.term_grace)
-        if self.worker.state is WorkerState.STOPPING and self.worker.incarnation == incarnation:
-            self.fire(events.GraceEnded())
+    def _begin_grace(self) -> None:
+        """One grace at a time: each command gives a new one."""
+        self._patience_left.cancel()
+        self._patience_left = anyio.CancelScope()
+        self._soon(self._grace, self._patience_left, self.worker.incarnation)
+
+    async def _grace(self, patience_left: anyio.CancelScope, incarnation: int) -> None:
+        with patience_left:
+            # What SIGKILL does not end is in the hands of the kernel: it is asked less and less often.
+            await anyio.sleep(self._around.patience.term_grace * max(1, min(self._kills, MAX_PATIENCE)))
+            if self.worker.state is WorkerState.STOPPING and self.worker.incarnation == incarnation:
+                self.fire(events.GraceEnded(self._kills))
 
     async def _backoff(self, delay: float, incarnation: int) -> None:
         with anyio.CancelScope() as self._waiting:
@@ -432,7 +459,7 @@ class Supervisor:
         self._soon(self._await_engine, pid, self.worker.incarnation)
 
     async def _await_engine(self, pid: int, incarnation: int) -> None:
-        engine = self._around.node.watch(pid)
+        engine = await self._hold(pid)
         if engine is not None:
             await engine.wait()
         ended_by_itself = self.worker.incarnation == incarnation and self.worker.engine_pid == pid
@@ -440,14 +467,24 @@ class Supervisor:
         if ended_by_itself and self.worker.state in (WorkerState.READY, WorkerState.DRAINING):
             self.fire(events.EngineExited())
 
+    async def _hold(self, pid: int) -> Process | None:
+        """A process to watch, None when it is gone. One that cannot be looked at now is no dead one."""
+        while True:
+            try:
+                return self._around.node.watch(pid)
+            except OSError as error:
+                log.error("process_not_watched", worker_id=self.record.worker_id, pid=pid, reason=str(error))  # noqa: TRY400
+                await anyio.sleep(WATCH_RETRY_DELAY)
+
     def _watch_external(self) -> None:
         worker = self.worker
-        is_local = worker.pid is not None and is_on_loopback(worker.url)
-        process = self._around.node.watch(worker.pid) if is_local and worker.pid else None
-        if process is not None:
-            self._soon(self._await_external, process)
+        if worker.pid is not None and is_on_loopback(worker.url):
+            self._soon(self._await_external, worker.pid)
 
-    async def _await_external(self, process: Process) -> None:
+    async def _await_external(self, pid: int) -> None:
+        process = await self._hold(pid)
+        if process is None:
+            return
         exit_ = await process.wait()
         if self.worker.state in (WorkerState.LOADING, WorkerState.READY, WorkerState.DRAINING):
             self.fire(events.Exited(exit_, events.GiveUp("")))
@@ -456,11 +493,6 @@ class Supervisor:
 def _address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or 0
-
-
-def _shown(worker: Worker) -> tuple[object, ...]:
-    """What the row of a ready worker shows of it."""
-    return worker.state, worker.url, worker.engine_pid, worker.slots
 
 
 async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:

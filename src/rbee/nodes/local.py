@@ -15,7 +15,7 @@ import structlog
 from rbee.core.environment import inherited
 from rbee.core.exits import UNKNOWN, Exit, completed, may_be_oom, with_oom_verdict
 from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
-from rbee.core.worker import WorkerSpec
+from rbee.core.own_spec import told_text
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
 from rbee.nodes.lanes import FILES, MEASURES, SPAWNS
@@ -296,21 +296,9 @@ def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """A built environment: what programs need to run, and no secret but this worker's own token."""
     built = inherited(environ)
     built["RBEE_WORKER_TOKEN"] = launch.token
-    built["RBEE_WORKER_SPEC"] = json.dumps(told(launch.spec))
+    built["RBEE_WORKER_SPEC"] = told_text(launch.spec)
     built[marks.INCARNATION_VARIABLE] = marks.mark_of(launch.spec.worker_id, launch.incarnation)
     if launch.engine.command:
         built["RBEE_ENGINE_COMMAND"] = json.dumps(launch.engine.command)
         built["RBEE_ENGINE_HEALTH_PATH"] = launch.engine.health_path
     return built
-
-
-def told(spec: WorkerSpec) -> dict[str, object]:
-    """What a worker cannot know of itself, and tells a hive that has lost its own record of it."""
-    return {
-        "engine": spec.engine,
-        "engine_args": spec.engine_args,
-        "ctx_size": spec.ctx_size,
-        "restart": spec.restart,
-        "max_memory_bytes": spec.max_memory_bytes,
-        "idle_timeout": spec.idle_timeout,
-    }

@@ -12,6 +12,9 @@ from rbee.storage import rows
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for somebody else's lock on the file."""
 
+UNWRITTEN: Final = "ro&immutable=1"
+"""Mode to open a file that nobody writes to: not even the -shm is made, which a full disk has no room for."""
+
 _SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """SQLite finds the parts of a database by these; the main file comes first, for no part is read without it."""
 
@@ -24,6 +27,9 @@ _OF_CONTENT: Final = (
     sqlite3.SQLITE_NOTADB,
 )
 """Codes by which a plain reading says that the content is not what it should be; all others speak of the system."""
+
+_OF_SPACE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""What SQLite says to a full disk: FULL for the file and its -wal, IOERR for the -shm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ def what_is_wrong(path: Path) -> str | None:
         # Read only: a connection that may write would, at its end, put the -wal into a file that may be damaged.
         return _judge(path, "ro")
     except sqlite3.OperationalError as error:
+        if may_read_unwritten(path, error):
+            return _judge(path, UNWRITTEN)
         if _code(error) != sqlite3.SQLITE_READONLY:
             raise
         # Whoever wrote it last was killed in the middle: SQLite has to roll back first.
@@ -69,9 +77,21 @@ def keep(path: Path, wrong: str, now: datetime) -> SetAside:
     return SetAside(kept, reason)
 
 
-def _judge(path: Path, mode: str) -> str | None:
+def may_read_unwritten(path: Path, error: Exception) -> bool:
+    """Whether *error* is of a full disk, and all that was committed stands in the main file."""
+    if not isinstance(error, sqlite3.Error) or _code(error) not in _OF_SPACE:
+        return False
+    parts = (Path(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
+    return not any(part.exists() and part.stat().st_size for part in parts)
+
+
+def reader(path: Path, mode: str) -> "contextlib.closing[sqlite3.Connection]":
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT)) as db:
+    return contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT))
+
+
+def _judge(path: Path, mode: str) -> str | None:
+    with reader(path, mode) as db:
         try:
             return _wrong_content(db)
         except rows.UnreadableRow as error:

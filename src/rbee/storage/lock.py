@@ -1,5 +1,6 @@
 """One hive a state directory: an exclusive lock that the kernel drops with its holder, however that ends."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -21,8 +22,12 @@ class DirectoryLock:
                 f"Another rbee-hive (pid {holder}) uses the state directory {path.parent}. Stop it, or give this one "
                 "a directory of its own with --state-dir."
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        holder_line = f"{os.getpid()}\n".encode()
+        # The lock is what counts, not the pid: a full disk must not keep a hive from its workers. Over what stands
+        # there first, for what is cut off may be somebody else's before we have written.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, holder_line, 0)
+            os.ftruncate(self._fd, len(holder_line))
 
     def release(self) -> None:
         os.close(self._fd)

@@ -10,7 +10,7 @@ import msgspec
 from rbee.core.launch import StoredWorker
 from rbee.core.worker import WorkerSpec
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 _TABLE: Final = """
 CREATE TABLE workers (
     worker_id TEXT PRIMARY KEY,
@@ -30,14 +30,20 @@ _MIGRATIONS: Final = (
         "ALTER TABLE workers ADD COLUMN restart_count INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE workers ADD COLUMN started_at TEXT NOT NULL DEFAULT ''",
     ),
+    (
+        "ALTER TABLE workers ADD COLUMN ending TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE workers ADD COLUMN last_exit TEXT NOT NULL DEFAULT ''",
+    ),
 )
 """Statements that lead from the version of their index to the next; a new file goes through all."""
 
 _IDENTITY: Final = ("pid", "start_time", "boot_id")
 _ADDED: Final = ("url", "engine_pid", "slots", "restart_count", "started_at")
+_OF_ITS_END: Final = ("ending", "last_exit")
 _COLUMNS: Final = {
     1: ("worker_id", "incarnation", "spec", *_IDENTITY),
     2: ("worker_id", "incarnation", "spec", *_IDENTITY, *_ADDED),
+    3: ("worker_id", "incarnation", "spec", *_IDENTITY, *_ADDED, *_OF_ITS_END),
 }
 _SPEC_FIELDS: Final = frozenset(field.name for field in dataclasses.fields(WorkerSpec))
 
@@ -86,7 +92,9 @@ def values_of(row: StoredWorker) -> tuple[object, ...]:
     identity = row.identity
     known = (identity.pid, identity.start_time, identity.boot_id) if identity else (None, None, None)
     added = (row.url, row.engine_pid, row.slots, row.restart_count, row.started_at)
-    return (row.spec.worker_id, row.incarnation, json.dumps(dataclasses.asdict(row.spec)), *known, *added)
+    last_exit = json.dumps(dataclasses.asdict(row.last_exit)) if row.last_exit else ""
+    of_its_end = (row.ending or "", last_exit)
+    return (row.spec.worker_id, row.incarnation, json.dumps(dataclasses.asdict(row.spec)), *known, *added, *of_its_end)
 
 
 def _worker(columns: dict[str, Any]) -> StoredWorker:
@@ -99,6 +107,8 @@ def _worker(columns: dict[str, Any]) -> StoredWorker:
         if unknown := spec.keys() - _SPEC_FIELDS:
             raise UnreadableRow(f"the worker {worker_id!r} has {', '.join(sorted(unknown))}, unknown to this version")
         columns |= {"spec": spec, "identity": None if None in identity.values() else identity}
+        columns["ending"] = columns.get("ending") or None
+        columns["last_exit"] = json.loads(columns.get("last_exit") or "null")
         worker = msgspec.convert(columns, StoredWorker)
     except (msgspec.ValidationError, json.JSONDecodeError, TypeError, RecursionError) as error:
         raise UnreadableRow(f"the worker {worker_id!r} cannot be read: {error}") from error

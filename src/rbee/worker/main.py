@@ -23,16 +23,31 @@ _ENGINES: dict[str, type[LlamaCpp] | type[Command] | type[Synthetic]] = {
 
 def main() -> int:
     """Run one worker to its end; the exit status is 0 when it was told to end, 2 for a bad command line, else 1."""
-    chosen = options.read(sys.argv[1:], os.environ)
+    try:
+        chosen = options.read(sys.argv[1:], os.environ)
+    except options.BadOptions as bad:
+        _leave_word(*options.where_to_leave_word(sys.argv[1:]), Ending("load_failed", bad.message, 2))
+        return 2
     try:
         return Keeper(chosen, build_engine(chosen), os.environ, Mailbox()).run().exit_code
     except Exception:
         # The one place that catches all: a bug of ours must leave word too. The engine dies with this process.
         log.error("The keeper has failed", reason=traceback.format_exc(limit=-3))
-        if chosen.exit_file is not None:
-            ending = Ending("crashed", "the keeper itself failed; its log says why", 1)
-            exit_file.write(chosen.exit_file, chosen.incarnation, ending)
+        _leave_word(
+            chosen.exit_file,
+            chosen.incarnation,
+            Ending("crashed", "the keeper itself failed; its log says why", 1),
+        )
         return 1
+
+
+def _leave_word(path: str | None, incarnation: int | None, ending: Ending) -> None:
+    if path is None:
+        return
+    try:
+        exit_file.write(path, incarnation, ending)
+    except OSError as error:
+        log.error("Cannot write the exit file", path=path, reason=error.strerror)
 
 
 def build_engine(chosen: Options) -> Engine:

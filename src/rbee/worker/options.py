@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from rbee.core import engine_args
 from rbee.core.errors import InvalidField
+from rbee.core.limits import MAX_SPEC_BYTES
 from rbee.worker.wire import Address, parse_address
 
 _WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -22,9 +23,6 @@ _LONGEST: Final = 1e8
 
 _SPAN: Final = 919
 """Ports after --port that may be used instead; 8081 gives DESIGN's 8081-9000."""
-
-_LARGEST_SPEC: Final = 65_536
-"""Bytes. JSON's escapes can make three times as many of them, which the hive still takes (MAX_CONTROL_BODY_BYTES)."""
 
 
 class Options(NamedTuple):
@@ -60,13 +58,23 @@ class Options(NamedTuple):
     spec: dict[str, Any] | None
 
 
+class BadOptions(SystemExit):
+    """Exit status 2. *message* is one line and has been printed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line: it ends up in a log or in the hive's answer
+        # One line: it ends up in a log or in the hive's answer.
+        self._print_message(f"{self.prog}: error: {message}\n", sys.stderr)
+        raise BadOptions(message)
 
 
 def read(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """The options in *argv* (all after ``--`` is the engine's). Exits with 2 and one line for a bad value."""
+    """The options in *argv* (all after ``--`` is the engine's). Raises BadOptions for a bad value."""
     parser = _parser()
     own, args = _split(argv)
     found = vars(parser.parse_args(own))
@@ -77,6 +85,18 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         parser.error(error.message)
     except ValueError as error:
         parser.error(str(error))
+
+
+def where_to_leave_word(argv: Sequence[str]) -> tuple[str | None, int | None]:
+    """--exit-file and --incarnation of a command line that is bad elsewhere; None for what is not there."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--exit-file")
+    parser.add_argument("--incarnation", type=_whole(0, 1 << 62))
+    try:
+        found, _ = parser.parse_known_args(_split(argv)[0])
+    except (argparse.ArgumentError, SystemExit):
+        return None, None
+    return found.exit_file, found.incarnation
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -141,12 +161,12 @@ def _spec(text: str) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        found = json.loads(text, parse_constant=_no_number) if len(os.fsencode(text)) <= _LARGEST_SPEC else None
+        found = json.loads(text, parse_constant=_no_number) if len(os.fsencode(text)) <= MAX_SPEC_BYTES else None
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict):
         return found
-    raise ValueError(f"RBEE_WORKER_SPEC must be a JSON object of at most {_LARGEST_SPEC} bytes")
+    raise ValueError(f"RBEE_WORKER_SPEC must be a JSON object of at most {MAX_SPEC_BYTES} bytes")
 
 
 def _no_number(word: str) -> NoReturn:

@@ -128,21 +128,28 @@ def _tree(pid: int) -> Iterator[int]:
 def _children(pid: int) -> list[int]:
     """Children of all threads of *pid*; none where the system does not list them."""
     found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+    for task in _listing(f"/proc/{pid}/task"):
         try:
-            found += map(int, path.read_text().split())
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
         except OSError:
             continue
     return found
 
 
+def _listing(folder: str) -> list[str]:
+    # Not by Path.glob: before Python 3.13 it raises for what ends while it looks, be it anybody's process.
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def _marked(mark: str) -> Iterator[int]:
     """Processes whose environment holds *mark*, us excepted; those of others cannot be read and are not ours."""
     entry = f"{KEEPER_MARK}={mark}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(path.parent.name)
+    for pid in (int(name) for name in _listing("/proc") if name.isdecimal()):
         try:
-            found = entry in path.read_bytes().split(b"\0")
+            found = entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue
         if found and pid != os.getpid():

@@ -89,3 +89,17 @@ def test_a_range_without_a_free_port_is_told(tmp_path):
             answer = hive.post("/v1/workers/spawn", {"model_ref": "synthetic:x"})
             assert (answer.status, answer.code) == (503, "no_port_left")
             assert "workers.port_range" in answer.json["error"]["message"]
+
+
+def test_long_arguments_reach_the_worker_however_much_they_are_escaped(hive):
+    """As ASCII this text would be larger than the worker takes."""
+    text = "\N{LATIN SMALL LETTER E WITH ACUTE}" * 30_000
+    worker = hive.wait_state(hive.spawn(engine_args=["--fail-load", text], restart="never"), "failed")
+    assert text[:100] in worker["last_exit"]["message"]
+
+
+def test_arguments_that_no_worker_could_be_told_are_refused(hive):
+    text = "\n" * 40_000
+    answer = hive.post("/v1/workers/spawn", {"model_ref": "synthetic:x", "engine_args": ["--fail-load", text]})
+    assert (answer.status, answer.json["error"]["details"]["field"]) == (422, "engine_args")
+    assert "65536" in answer.json["error"]["message"]

@@ -159,6 +159,106 @@ def test_a_full_disk_at_the_very_first_start_is_an_error(tmp_path):
     )
 
 
+def test_a_hive_that_ended_cleanly_starts_on_a_full_disk_with_its_rows(tmp_path):
+    """Its -wal and -shm are gone, and there is no room for new ones."""
+    run_on_small_disk(
+        tmp_path / "disk",
+        """
+        async def main():
+            store = WorkerStore(path)
+            await store.open()
+            await store.save(row("kept"))
+            store.close()
+            assert [file.name for file in directory.iterdir()] == ["rbee.db"]
+            ballast = fill(directory)
+
+            again = WorkerStore(path)
+            assert await again.open() is None
+            assert await again.load() == [row("kept")]
+            await expect_failure(again.save(row("new")), "rbee.db")
+            await expect_failure(again.forget("kept"), "rbee.db")
+            assert await again.load() == [row("kept")]
+            ballast.unlink()
+            await again.save(row("new"))
+            assert await again.load() == [row("kept"), row("new")]
+            again.close()
+            await expect_failure(again.load(), "closed")
+            assert not list(directory.glob("*unreadable*"))
+        anyio.run(main)
+        """,
+    )
+
+
+def test_an_older_version_is_read_on_a_full_disk_and_brought_up_when_there_is_room(tmp_path):
+    run_on_small_disk(
+        tmp_path / "disk",
+        """
+        import sqlite3
+        async def main():
+            store = WorkerStore(path)
+            await store.open()
+            await store.save(row("kept"))
+            store.close()
+            db = sqlite3.connect(path, isolation_level=None)
+            db.execute("ALTER TABLE workers DROP COLUMN ending")
+            db.execute("ALTER TABLE workers DROP COLUMN last_exit")
+            db.execute("PRAGMA user_version = 2")
+            db.close()
+            ballast = fill(directory)
+            again = WorkerStore(path)
+            assert await again.open() is None
+            assert await again.load() == [row("kept")]
+            ballast.unlink()
+            await again.save(row("new"))
+            assert await again.load() == [row("kept"), row("new")]
+            again.close()
+        anyio.run(main)
+        """,
+    )
+
+
+def test_what_stands_in_the_wal_is_never_left_out(tmp_path):
+    """A hive that was killed, its -shm gone too: without it the last rows cannot be read, and are not forgotten."""
+    run_on_small_disk(
+        tmp_path / "disk",
+        """
+        import shutil
+        async def main():
+            store = WorkerStore(path)
+            await store.open()
+            await store.save(row("kept"))
+            copied = directory / "copy"
+            copied.mkdir()
+            for suffix in ("", "-wal"):
+                shutil.copy(f"{path}{suffix}", copied)
+            fill(directory)
+            await expect_failure(WorkerStore(copied / path.name).open(), "rbee.db cannot be opened")
+            assert not list(directory.glob("**/*unreadable*"))
+        anyio.run(main)
+        """,
+    )
+
+
+def test_a_state_directory_on_a_full_disk_is_locked_all_the_same(tmp_path):
+    run_on_small_disk(
+        tmp_path / "disk",
+        """
+        from rbee.core.errors import StateDirectoryInUse
+        from rbee.storage.lock import DirectoryLock
+        (directory / "lock").touch()
+        fill(directory)
+        held = DirectoryLock(directory / "lock")
+        try:
+            DirectoryLock(directory / "lock")
+        except StateDirectoryInUse as error:
+            assert "pid unknown" in str(error), error
+        else:
+            raise AssertionError("nobody holds it")
+        held.release()
+        """,
+    )
+
+
 def test_damage_on_a_full_disk_is_set_aside_and_told_with_the_error(tmp_path):
     run_on_small_disk(
         tmp_path / "disk",

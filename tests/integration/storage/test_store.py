@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rbee.core.errors import StateDirectoryInUse
-from rbee.core.launch import ProcessIdentity, StoredWorker
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Ending, ProcessIdentity, StoredWorker
 from rbee.core.worker import Restart, WorkerSpec
 from rbee.storage import secret
 from rbee.storage.lock import DirectoryLock
@@ -16,7 +17,19 @@ pytestmark = pytest.mark.anyio
 SPEC = WorkerSpec("w-1", "synthetic:x", engine_args=("--load-seconds", "1"), restart=Restart.NEVER, idle_timeout=1.5)
 ROW = StoredWorker(SPEC, 1)
 IDENTITY = ProcessIdentity(77, 123456, "boot")
-FULL = StoredWorker(SPEC, 3, IDENTITY, "http://127.0.0.1:8081", 78, 4, 2, "2026-11-24T12:00:00+00:00")
+LAST_EXIT = Exit(ExitReason.CRASHED, signal_number=9, message="out of \u2028 words", may_be_oom=True)
+FULL = StoredWorker(
+    SPEC,
+    3,
+    IDENTITY,
+    "http://127.0.0.1:8081",
+    78,
+    4,
+    2,
+    "2026-11-24T12:00:00+00:00",
+    Ending.CONDEMNED,
+    LAST_EXIT,
+)
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import sqlite3
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
 
-from rbee.core.launch import ProcessIdentity, StoredWorker
+from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Ending, ProcessIdentity, StoredWorker
 from rbee.core.worker import WorkerSpec
 from rbee.storage.workers import DatabaseFailed, WorkerStore
 
@@ -24,6 +25,13 @@ CREATE TABLE IF NOT EXISTS workers (
     boot_id TEXT
 ) STRICT
 """
+SECOND_SCHEMA_ADDED = (
+    "url TEXT NOT NULL DEFAULT ''",
+    "engine_pid INTEGER",
+    "slots INTEGER NOT NULL DEFAULT 0",
+    "restart_count INTEGER NOT NULL DEFAULT 0",
+    "started_at TEXT NOT NULL DEFAULT ''",
+)
 SPEC = json.dumps(asdict(WorkerSpec("w-1", "synthetic:x")))
 
 
@@ -92,10 +100,40 @@ async def test_rows_of_the_first_version_are_taken_over(path):
     again.close()
 
 
+async def test_rows_of_the_second_version_are_taken_over(path):
+    """Nobody is known to have asked for their end, nor how they ended before."""
+    write_first_version(path, ("w-1", 3, SPEC, 77, 123456, "boot"))
+    with database(path) as db:
+        for column in SECOND_SCHEMA_ADDED:
+            db.execute(f"ALTER TABLE workers ADD COLUMN {column}")
+        db.execute("PRAGMA user_version = 2")
+        db.execute("UPDATE workers SET url = 'http://127.0.0.1:8081', engine_pid = 78, slots = 4, restart_count = 2")
+    store = WorkerStore(path)
+    assert await store.open() is None
+    identity = ProcessIdentity(77, 123456, "boot")
+    expected = StoredWorker(WorkerSpec("w-1", "synthetic:x"), 3, identity, "http://127.0.0.1:8081", 78, 4, 2)
+    assert await store.load() == [expected]
+    ended = replace(expected, ending=Ending.AGAIN, last_exit=Exit(ExitReason.CRASHED, code=1))
+    await store.save(ended)
+    assert await store.load() == [ended]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [("ending", "tomorrow"), ("last_exit", "{"), ("last_exit", '{"reason": "bored"}'), ("last_exit", "[]")],
+)
+async def test_an_end_that_this_version_does_not_know_sets_the_file_aside(path, column, text):
+    await write_present_version(path)
+    with database(path) as db:
+        db.execute(f"UPDATE workers SET {column} = ?", (text,))
+    await assert_set_aside(path, "the worker 'w-0' cannot be read")
+
+
 async def test_a_migration_that_fails_changes_nothing(path):
     write_first_version(path, ("w-1", 3, SPEC, None, None, None))
     with database(path) as db:
-        db.execute("ALTER TABLE workers ADD COLUMN started_at TEXT")  # the last one that the migration adds
+        db.execute("ALTER TABLE workers ADD COLUMN last_exit TEXT")  # the last one that the migration adds
     with pytest.raises(DatabaseFailed, match="duplicate column"):
         await WorkerStore(path).open()
     with database(path) as db:
@@ -140,8 +178,8 @@ async def test_damage_where_no_row_stands_is_found_before_it_is_written_to(path)
 async def test_a_newer_version_is_set_aside(path):
     await write_present_version(path)
     with database(path) as db:
-        db.execute("PRAGMA user_version = 3")
-    await assert_set_aside(path, "a newer rbee wrote it: schema 3, this one knows 2")
+        db.execute("PRAGMA user_version = 4")
+    await assert_set_aside(path, "a newer rbee wrote it: schema 4, this one knows 3")
 
 
 async def test_a_database_of_something_else_is_set_aside(path):
@@ -169,9 +207,9 @@ async def test_a_version_without_its_table_is_set_aside(path):
         (SPEC.replace("w-1", "w-2"), "described as 'w-2'"),
     ],
 )
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 3])
 async def test_a_row_that_this_version_does_not_know_sets_the_file_aside(path, spec, words, version):
-    if version == 2:
+    if version == 3:
         await write_present_version(path, count=0)
     else:
         write_first_version(path)
@@ -208,7 +246,7 @@ async def test_what_was_only_in_the_wal_can_still_be_read_where_it_is_kept(path)
     with database(path) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE workers (worker_id TEXT)")
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.execute("INSERT INTO workers VALUES ('only-in-the-wal')")
         store = WorkerStore(path, lambda: NOON)

@@ -299,3 +299,17 @@ def test_telemetry_counts_what_the_engine_did(hive: StubHive, start_worker: Star
     assert telemetry["slots_busy"] == 0
     assert telemetry["rss_bytes"] > 1 << 20
     assert "vram_bytes" not in telemetry
+
+
+def test_a_bad_command_line_is_told_in_the_exit_file(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--incarnation", "3", "--slots", "0")
+    assert worker.wait_end() == 2
+    word = worker.ended()
+    assert (word["incarnation"], word["reason"], word["exit_code"]) == (3, "load_failed", 2)
+    assert "--slots" in word["message"]
+
+
+def test_a_description_that_cannot_be_read_is_told_in_the_exit_file(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--incarnation", "3", RBEE_WORKER_SPEC="[]")
+    assert worker.wait_end() == 2
+    assert "RBEE_WORKER_SPEC" in worker.ended()["message"]

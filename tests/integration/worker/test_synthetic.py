@@ -310,6 +310,36 @@ def test_one_connection_carries_many_requests_even_at_once(engine: StartEngine) 
             answers += piece
 
 
+def test_any_number_of_requests_at_once_is_answered_in_turn(engine: StartEngine) -> None:
+    url = engine()
+    request = f"GET /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ENGINE_KEY}\r\n\r\n".encode()
+    last = request.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    with socket.create_connection(address(url), DEADLINE) as connection:
+        connection.sendall(request * 1000 + last)
+        received = b"".join(iter(lambda: connection.recv(1 << 20), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 1001
+    assert ask(url, "/health")[0] == 200
+
+
+@pytest.mark.parametrize("depth", [40, 500, 900, 100_000])
+@pytest.mark.parametrize(("path", "field"), [("chat/completions", "messages"), ("embeddings", "input")])
+def test_a_body_nested_too_deeply_is_refused(engine: StartEngine, path: str, field: str, depth: int) -> None:
+    url = engine()
+    content = b'{"%s": %b%b}' % (field.encode(), b"[" * depth, b"]" * depth)
+    with contextlib.closing(http.client.HTTPConnection(*address(url), timeout=DEADLINE)) as connection:
+        connection.request("POST", f"/v1/{path}", content, {"Authorization": f"Bearer {ENGINE_KEY}"})
+        answer = connection.getresponse()
+        assert (answer.status, b"error" in answer.read()) == (400, True)
+    assert ask(url, "/health")[0] == 200
+
+
+def test_a_name_of_a_model_that_is_no_name_is_not_repeated(engine: StartEngine) -> None:
+    name: Any = []
+    for _ in range(300):
+        name = [name]
+    assert ask(engine(), "/v1/embeddings", {"model": name, "input": "x"})[1]["model"] == "alias"
+
+
 def test_a_chunked_request_is_read(engine: StartEngine) -> None:
     connection = http.client.HTTPConnection(*address(engine()), timeout=DEADLINE)
     content = json.dumps({**CHAT, "max_tokens": 2}).encode()

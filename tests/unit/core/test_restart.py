@@ -18,14 +18,14 @@ CLEAN = Exit(ExitReason.STOPPED, code=0)
 SPEC = WorkerSpec("w-1", "synthetic:x", engine="synthetic")
 
 
-def failure(worker_id="w-1", *, first_life=False, ready_since=None):
-    return Failure(worker_id, CRASH, first_life, ready_since)
+def failure(worker_id="w-1", *, exit_=CRASH, ready_since=None):
+    return Failure(worker_id, exit_, ready_since)
 
 
 def after(times, circuit=None, **details):
     circuit = circuit or Circuit("synthetic:x")
-    for number, at in enumerate(times):
-        circuit = restart.failed(circuit, RULES, failure(first_life=number == 0, **details), at)
+    for at in times:
+        circuit = restart.failed(circuit, RULES, failure(**details), at)
     return circuit
 
 
@@ -54,27 +54,28 @@ def test_a_slow_crash_loop_opens_it_though_its_period_never_holds_five():
     opened = after(times, ready_since=None)
     assert len(after(times[:4]).failures) == 4
     assert restart.state_of(opened, times[-1]) is CircuitState.OPEN
-    assert restart.why(opened, RULES) == "5 failures without 300 s of stable running between"
+    assert restart.why(opened, RULES) == "5 failures in a row without 300 s of stable running between"
 
 
 def test_a_stable_time_starts_a_new_row():
     circuit = after([0, 10, 20, 30])
     circuit = restart.failed(circuit, RULES, failure(ready_since=100.0), 400.0)
-    assert (circuit.count, circuit.in_a_row) == (1, 1)
+    assert (circuit.count, circuit.in_a_row) == (1, {"w-1": 1})
     almost = restart.failed(after([0, 10, 20, 30]), RULES, failure(ready_since=100.5), 400.0)
-    assert almost.in_a_row == 5
+    assert almost.in_a_row == {"w-1": 5}
 
 
-def test_a_worker_that_was_just_asked_for_is_not_blamed_for_an_old_row():
+def test_the_row_of_one_worker_is_not_held_against_another():
     circuit = after([0, 80, 160, 240])
-    fresh = restart.failed(circuit, RULES, failure("w-2", first_life=True), 10_000.0)
-    assert fresh.count == 1
+    fresh = restart.failed(circuit, RULES, failure("w-2"), 10_000.0)
+    assert (fresh.count_of("w-2"), restart.state_of(fresh, 10_000.0)) == (1, CircuitState.CLOSED)
+    assert restart.gone(fresh, "w-1").count == 1
 
 
 def test_the_same_thing_asked_for_again_and_again_does_not_get_round_its_failures():
     circuit = Circuit("synthetic:x")
     for number in range(5):
-        circuit = restart.failed(circuit, RULES, failure(f"w-{number}", first_life=True), 10.0 * number)
+        circuit = restart.gone(restart.failed(circuit, RULES, failure(f"w-{number}"), 10.0 * number), f"w-{number}")
     assert restart.state_of(circuit, 40.0) is CircuitState.OPEN
 
 
@@ -119,19 +120,32 @@ def test_only_the_one_that_tries_decides():
     ],
 )
 def test_each_policy_restarts_what_it_says(policy, exit_, decision):
-    assert isinstance(restart.decide(policy, RULES, after([0]), exit_, 0.0, 0.0), decision)
+    assert isinstance(restart.decide(policy, RULES, after([0]), failure(exit_=exit_), 0.0, 0.0), decision)
 
 
 def test_a_restart_says_which_attempt_it_is():
-    decision = restart.decide(Restart.ON_FAILURE, RULES, after([0, 10, 20]), CRASH, 20.0, 0.0)
+    decision = restart.decide(Restart.ON_FAILURE, RULES, after([0, 10, 20]), failure(), 20.0, 0.0)
     assert decision == RestartAfter(4.0, "attempt 3 of 5 in 300 s")
-    slow = restart.decide(Restart.ON_FAILURE, RULES, after([0, 200, 400, 600]), CRASH, 600.0, 0.0)
+    slow = restart.decide(Restart.ON_FAILURE, RULES, after([0, 200, 400, 600]), failure(), 600.0, 0.0)
     assert slow == RestartAfter(8.0, "attempt 4 of 5 without 300 s of stable running between")
 
 
+def test_the_failures_of_others_of_its_kind_are_named_and_do_not_delay_it():
+    circuit = restart.failed(after([0, 10, 20]), RULES, failure("w-2"), 30.0)
+    decision = restart.decide(Restart.ON_FAILURE, RULES, circuit, failure("w-2"), 30.0, 0.0)
+    assert decision == RestartAfter(1.0, "attempt 1, failure 4 of 5 in 300 s among workers of its kind")
+
+
 def test_the_failure_that_opens_the_circuit_waits_for_its_next_try():
-    decision = restart.decide(Restart.ON_FAILURE, RULES, after([0, 1, 2, 3, 4]), CRASH, 4.0, 0.0)
+    decision = restart.decide(Restart.ON_FAILURE, RULES, after([0, 1, 2, 3, 4]), failure(), 4.0, 0.0)
     assert decision == OpenCircuit(60.0, "Its circuit is open (5 failures in 300 s)")
+
+
+def test_what_is_nobodys_fault_is_tried_again_without_a_count():
+    assert restart.resume(Restart.ON_FAILURE, RULES, 0.0) == RestartAfter(1.0, "not counted as a failure")
+    assert restart.postpone(Restart.ALWAYS, RULES, 3, 0.0) == RestartAfter(4.0, "not counted as a failure")
+    assert isinstance(restart.resume(Restart.NEVER, RULES, 0.0), GiveUp)
+    assert isinstance(restart.postpone(Restart.NEVER, RULES, 1, 0.0), GiveUp)
 
 
 def test_the_same_model_with_other_settings_has_a_circuit_of_its_own():
@@ -158,6 +172,7 @@ def test_no_story_lets_more_than_the_budget_of_failures_pass_without_opening(sto
         if restart.state_of(circuit, now) is CircuitState.OPEN:
             since_open = []
         else:
-            since_open.append(now)
-        assert len([at for at in since_open if now - at < RULES.period]) < RULES.max_failures
-        assert len(since_open) < RULES.max_failures, "none of these lives was stable"
+            since_open.append((now, worker_id))
+        assert len([at for at, _ in since_open if now - at < RULES.period]) < RULES.max_failures
+        rows = [whose for _, whose in since_open]
+        assert all(rows.count(whose) < RULES.max_failures for whose in rows), "none of these lives was stable"

@@ -46,14 +46,29 @@ def test_a_worker_that_has_just_failed_a_request_gets_it_again_only_if_it_is_alo
 def test_requests_in_flight_outlive_a_change_of_standing_and_end_with_the_worker():
     found = table(ready("w-1"))
     heard = []
-    found.subscribe(lambda: heard.append(found.in_flight("w-1")))
+    found.subscribe_releases(lambda worker_id: heard.append((worker_id, found.in_flight(worker_id))))
     found.acquire("w-1")
     found.publish(Route("w-1", "synthetic:x", standing=Standing.OUT))
     found.release("w-1")
     found.withdraw("w-1")
     found.release("w-1")
-    assert heard == [1, 0, 0]
+    assert heard == [("w-1", 0), ("w-1", 0)]
     assert found.in_flight("w-1") == 0
+
+
+def test_who_hears_of_releases_is_told_whose_and_hears_of_nothing_else():
+    found = table(ready("w-1"), ready("w-2"))
+    released, changes = [], []
+    found.subscribe_releases(released.append)
+    found.subscribe(lambda: changes.append("changed"))
+    found.acquire("w-1")
+    found.acquire("w-2")
+    found.release("w-2")
+    assert (released, changes) == (["w-2"], [])
+    found.publish(ready("w-1"))
+    assert (released, changes) == (["w-2"], ["changed"])
+    found.withdraw("w-1")
+    assert (released, changes) == (["w-2", "w-1"], ["changed"] * 2)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 20)), min_size=1, max_size=8))

@@ -32,6 +32,7 @@ EVENTS = (
     ev.DrainEnded(),
     ev.GraceEnded(),
     ev.BackoffEnded(),
+    ev.CircuitOpened("Its circuit is open.", 60.0),
     ev.RestartRefused("RAM is short", 10.0),
 )
 CALLBACKS = {type(event) for event in EVENTS} & {ev.AnnouncedLoading, ev.AnnouncedReady, ev.AnnouncedFailed}
@@ -68,7 +69,7 @@ def impossible(before, event):
         return before.state is S.FAILED and isinstance(event, ev.WentStale)
     never_in = before.state in (S.STARTING, S.STOPPING, S.BACKOFF)
     ours_alone = (ev.Spawned, ev.SpawnFailed, ev.Adopted, ev.Condemned, ev.EngineExited, ev.RestartRequested)
-    ours_alone += (ev.BackoffEnded, ev.RestartRefused)
+    ours_alone += (ev.BackoffEnded, ev.CircuitOpened, ev.RestartRefused)
     return never_in or isinstance(event, ours_alone)
 
 
@@ -188,10 +189,37 @@ def test_an_open_circuit_leaves_it_failed_and_has_it_ask_again():
     failed, commands = advance(worker(S.READY), ev.Exited(EXIT, decision), 1.0)
     assert (failed.state, failed.standing, commands) == (S.FAILED, Standing.OUT, (ev.WaitForBackoff(60.0),))
     assert failed.message == f"It ended (crashed, exit code 1). {decision.reason}"
-    waiting, commands = advance(failed, ev.RestartRefused("its circuit is open.", 5.0), 61.0)
+    blocked = ev.CircuitOpened("Its circuit is open; worker 'w-2' makes the one try.", 5.0)
+    waiting, commands = advance(failed, blocked, 61.0)
     assert (waiting.state, commands) == (S.FAILED, (ev.WaitForBackoff(5.0),))
+    assert waiting.message == f"It ended (crashed, exit code 1). {blocked.reason}"
     trying, commands = advance(waiting, ev.BackoffEnded(), 66.0)
     assert (trying.state, trying.incarnation, commands) == (S.STARTING, 2, (ev.Spawn(),))
+
+
+def test_a_circuit_that_opens_makes_those_fail_that_wait_for_their_restart():
+    waiting, _ = advance(worker(S.READY), ev.Exited(EXIT, ev.RestartAfter(9.0, "attempt 3 of 5 in 300 s")), 1.0)
+    failed, commands = advance(waiting, ev.CircuitOpened("Its circuit is open.", 60.0), 2.0)
+    assert (failed.state, failed.standing, commands) == (S.FAILED, Standing.OUT, (ev.WaitForBackoff(60.0),))
+    assert failed.message == "It ended (crashed, exit code 1). Its circuit is open."
+
+
+def test_a_process_that_could_not_be_started_never_ended():
+    decision = ev.RestartAfter(2.0, "not counted as a failure")
+    after, _ = advance(worker(S.STARTING, pid=None), ev.SpawnFailed("no space left on device", decision), 1.0)
+    assert after.message == "Not started, tried again in 2.0 s: no space left on device."
+
+
+def test_a_forced_end_during_the_fork_is_a_kill():
+    stopping, _ = advance(worker(S.STARTING, pid=None), ev.EndRequested(force=True), 1.0)
+    assert advance(stopping, ev.Spawned(9), 1.1)[1] == (ev.Kill(),)
+
+
+def test_what_does_not_die_is_named_with_its_pid():
+    stopping, _ = advance(worker(S.STARTING), ev.EndRequested(force=True), 1.0)
+    after, commands = advance(stopping, ev.GraceEnded(2), 30.0)
+    assert commands == (ev.Kill(),)
+    assert after.message == "Killed 2 times, and process 7 is still there (the kernel holds it); killed again as asked."
 
 
 def test_the_kernel_knows_better_than_a_guess_but_not_better_than_the_hive():

@@ -10,6 +10,7 @@ from rbee.gateway.exchange import now
 from rbee.gateway.head import parse_head
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
+from rbee.gateway.waiting import RETRY_AFTER
 from tests.unit.gateway.test_inference import FakeClient, FakePool
 
 HEAD = parse_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -99,6 +100,7 @@ def test_worker_that_is_found_and_then_removed_is_not_told_as_unknown():
     hall.door.adopting = False
     assert isinstance(request.client.refused, NoReadyWorker)
     assert "removed" in request.client.refused.message
+    assert request.client.refused.retry_after == RETRY_AFTER
 
 
 def test_all_unknown_names_share_one_line_with_its_limit():

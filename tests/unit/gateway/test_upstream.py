@@ -113,3 +113,20 @@ async def test_control_socket_belongs_to_no_worker():
     assert asker.done
     assert pool.idle("/run/control.sock") == 1
     assert not transport.aborted
+
+
+def answered(pool: Pool, address) -> tuple[Upstream, FakeTransport]:
+    """A connection that is kept."""
+    upstream, transport = Upstream(pool, address), FakeTransport()
+    pool._open.add(upstream)
+    upstream._asker, upstream._transport = None, transport
+    pool.keep(upstream)
+    return upstream, transport
+
+
+async def test_at_the_limit_a_kept_connection_is_ended_for_a_new_one():
+    pool = Pool()
+    pool.limit = 2
+    (_, first), (_, second) = answered(pool, ("127.0.0.1", 8081)), answered(pool, ("127.0.0.1", 8082))
+    pool.ask(("127.0.0.1", 8083), Request(b"", b""), FakeAsker()).abandon()
+    assert (first.aborted, second.aborted) == (True, False)

@@ -74,12 +74,3 @@ def test_worker_that_comes_back_is_not_credited_with_requests_of_its_last_life()
     assert routes.in_flight("w") == 1
     second.release()
     assert routes.in_flight("w") == 0
-
-
-def test_listener_of_standings_is_not_called_for_loads():
-    routes, calls = RouteTable(), []
-    routes.subscribe(lambda: calls.append("any"))
-    routes.subscribe(lambda: calls.append("standing"), loads=False)
-    routes.publish(Route("w", "m"))
-    Lease(routes, routes.routes["w"]).release()
-    assert calls == ["any", "standing", "any"]

@@ -8,7 +8,7 @@ import pytest
 from rbee.core import auth
 from rbee.core.errors import Forbidden, InvalidField, OlderIncarnation, ShuttingDown, WorkerNotFound
 from rbee.core.exits import Exit, ExitReason
-from rbee.core.launch import ProcessIdentity, Reply, StoredWorker, Telemetry
+from rbee.core.launch import Ending, ProcessIdentity, Reply, StoredWorker, Telemetry
 from rbee.core.routing import Standing
 from rbee.core.worker import Restart, WorkerState
 from rbee.hive.heartbeats import Heartbeats
@@ -69,7 +69,7 @@ async def test_a_worker_taken_over_is_supervised_like_any_other():
         assert hive.node.swept == [("w-old", 3)]
         await anyio.sleep(1.5)
         assert hive.node.launches[0].incarnation == 4
-        hive.pool.delete("w-old", force=True)
+        await hive.pool.delete("w-old", force=True)
         await hive.pool.wait_gone("w-old")
         assert hive.store.rows == {}
 
@@ -231,7 +231,7 @@ async def test_a_deletion_during_the_look_reaches_the_process():
     async with anyio.create_task_group() as tasks:
         await tasks.start(hive.pool.run)
         await hive.pool.adopt(await hive.store.load())
-        hive.pool.delete("w-old")
+        await hive.pool.delete("w-old")
         await hive.pool.wait_adopted()
         await hive.pool.wait_gone("w-old")
         assert not process.alive
@@ -285,7 +285,7 @@ class TestWithoutRows:
     async def test_one_that_this_hive_has_ended_does_not_come_back(self):
         async with running(FakeHive()) as hive:
             record = await ready_worker(hive, FAILING)
-            hive.pool.delete(record.worker_id, force=True)
+            await hive.pool.delete(record.worker_id, force=True)
             await hive.pool.wait_gone(record.worker_id)
             late = announcement(record.worker_id, incarnation=1)
             with pytest.raises(OlderIncarnation, match="ended"):
@@ -347,7 +347,8 @@ class TestLeaving:
             assert anyio.current_time() - start == 7
 
     async def test_requests_that_do_not_end_do_not_hold_it_for_ever_and_a_second_signal_not_at_all(self):
-        async with running(FakeHive()) as hive:
+        options = replace(FakeHive().options, leaves_workers=True)
+        async with running(FakeHive(options=options)) as hive:
             record = await ready_worker(hive, FAILING)
             hive.routes.acquire(record.worker_id)
             start = anyio.current_time()
@@ -358,14 +359,28 @@ class TestLeaving:
             assert anyio.current_time() - start == 3
             assert hive.node.processes[0].alive
 
-    async def test_what_was_being_ended_is_ended(self):
+    @pytest.mark.parametrize("deaf", [False, True])
+    async def test_what_somebody_wants_gone_is_ended_though_its_requests_do_not_end(self, deaf):
         hive = FakeHive()
+        hive.node.deaf = deaf
         async with running(hive):
             record = await ready_worker(hive, FAILING)
-            hive.pool.delete(record.worker_id)
+            hive.routes.acquire(record.worker_id)
+            await hive.pool.delete(record.worker_id)
             assert await hive.pool.leave(30.0) == []
             assert not hive.node.processes[0].alive
             assert hive.store.rows == {}
+
+    async def test_two_signals_before_it_has_begun_end_no_worker(self):
+        options = replace(FakeHive().options, leaves_workers=True)
+        async with running(FakeHive(options=options)) as hive:
+            record = await ready_worker(hive, FAILING)
+            hive.routes.acquire(record.worker_id)
+            start = anyio.current_time()
+            hive.pool.force_stop()
+            assert await hive.pool.leave(30.0) == []
+            assert anyio.current_time() == start
+            assert hive.node.processes[0].signals == []
 
     async def test_a_fork_under_way_is_written_down_before_it_is_left(self):
         hive = FakeHive()
@@ -376,3 +391,102 @@ class TestLeaving:
             assert await hive.pool.leave(30.0) == []
             assert hive.store.rows[record.worker_id].identity == hive.node.processes[0].identity
             assert hive.node.processes[0].alive
+
+
+class TestWhatAnEarlierHiveHadBegun:
+    """What somebody was promised, or what a worker was condemned for, outlives the hive."""
+
+    async def test_a_delete_is_written_down_before_it_is_answered(self):
+        async with running(FakeHive()) as hive:
+            record = await ready_worker(hive, FAILING)
+            hive.routes.acquire(record.worker_id)
+            await hive.pool.delete(record.worker_id)
+            assert record.worker.state is S.DRAINING
+            assert hive.store.rows[record.worker_id].ending is Ending.FORGET
+
+    @pytest.mark.parametrize("lives", [True, False])
+    async def test_a_deleted_worker_stays_deleted(self, lives):
+        hive = hive_with(replace(ROW, ending=Ending.FORGET))
+        process = hive.node.add_living(IDENTITY) if lives else None
+        async with running(hive):
+            await hive.pool.wait_gone("w-old")
+            assert process is None or process.signals == ["TERM"]
+            assert (hive.store.rows, hive.node.launches, list(hive.pool.circuits)) == ({}, [], [])
+            assert hive.node.swept == [("w-old", 3)]
+
+    @pytest.mark.parametrize("lives", [True, False])
+    async def test_a_restart_that_was_asked_for_is_made(self, lives):
+        hive = hive_with(replace(ROW, ending=Ending.AGAIN))
+        process = hive.node.add_living(IDENTITY) if lives else None
+        async with running(hive):
+            await settled()
+            assert process is None or process.signals == ["TERM"]
+            assert [launch.incarnation for launch in hive.node.launches] == [4]
+            assert list(hive.pool.circuits) == []
+
+    @pytest.mark.parametrize("lives", [True, False])
+    async def test_a_condemned_worker_is_ended_and_judged_for_what_it_was_condemned(self, lives):
+        why = Exit(ExitReason.OVER_MEMORY, message="it used 9 GiB")
+        hive = hive_with(replace(ROW, ending=Ending.CONDEMNED, last_exit=why))
+        process = hive.node.add_living(IDENTITY) if lives else None
+        async with running(hive):
+            await settled()
+            worker = hive.registry.get("w-old").worker
+            assert process is None or process.signals == ["TERM"]
+            assert (worker.state, worker.last_exit.reason) == (S.BACKOFF, ExitReason.OVER_MEMORY)
+            assert "it used 9 GiB" in worker.message
+
+    async def test_how_it_ended_is_known_to_the_next_hive_too(self):
+        first = FakeHive()
+        async with running(first):
+            record = await ready_worker(first, replace(FAILING, restart=Restart.NEVER))
+            await crash(first)
+            await settled()
+            row = first.store.rows[record.worker_id]
+        second = hive_with(row)
+        async with running(second):
+            worker = second.registry.get(record.worker_id).worker
+            assert (worker.state, worker.last_exit) == (S.FAILED, Exit(ExitReason.CRASHED, code=1))
+
+    async def test_workers_that_heard_of_no_hive_come_back_and_open_no_circuit(self):
+        rows = [
+            replace(ROW, spec=replace(ROW.spec, worker_id=f"w-{number}"), identity=replace(IDENTITY, pid=500 + number))
+            for number in range(6)
+        ]
+        hive = hive_with(*rows)
+        for row in rows:
+            hive.node.last_words[row.spec.worker_id, 3] = Exit(ExitReason.STALE, code=1, message="no hive answered")
+        async with running(hive):
+            assert {record.worker.state for record in hive.registry} == {S.BACKOFF}
+            assert "not counted as a failure" in hive.registry.get("w-0").worker.message
+            await anyio.sleep(2)
+            assert len(hive.node.launches) == 6
+            assert list(hive.pool.circuits) == []
+
+    async def test_a_row_that_could_not_be_removed_is_removed_later(self):
+        async with running(FakeHive()) as hive:
+            record = await ready_worker(hive, FAILING)
+            hive.store.fail = OSError("disk full")
+            await hive.pool.delete(record.worker_id, force=True)
+            await hive.pool.wait_gone(record.worker_id)
+            assert record.worker_id in hive.store.rows
+            hive.store.fail = None
+            await anyio.sleep(6)
+            assert hive.store.rows == {}
+
+    async def test_a_restart_by_hand_waits_until_it_is_known_what_lives(self):
+        dead = replace(ROW, spec=replace(ROW.spec, worker_id="w-dead"), identity=replace(IDENTITY, pid=79))
+        hive = hive_with(replace(ROW, url="http://m:1"), dead)
+        hive.node.add_living(IDENTITY)
+        hive.probe.silent.add("http://m:1")
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(hive.pool.run)
+            await hive.pool.adopt(await hive.store.load())
+            await settled()
+            await hive.pool.restart("w-dead")
+            await anyio.sleep(4.5)
+            assert hive.node.launches == []
+            await hive.pool.wait_adopted()
+            await settled()
+            assert [launch.spec.worker_id for launch in hive.node.launches] == ["w-dead"]
+            tasks.cancel_scope.cancel()

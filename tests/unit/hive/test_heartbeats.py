@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from rbee.core.errors import IllegalTransition, OlderIncarnation
 from rbee.core.launch import Telemetry
@@ -21,7 +22,9 @@ class Scene:
     def __init__(self):
         self.registry = Registry()
         self.stale = []
-        self.heartbeats = Heartbeats(self.registry, 30.0, 60.0, self.found)
+        self.gaps = []
+        self.can_listen = True
+        self.heartbeats = Heartbeats(self.registry, 30.0, 60.0, self.found, self.gaps.append, lambda: self.can_listen)
 
     def add(self, worker_id, state=S.READY, *, external=False):
         worker = Worker(WorkerSpec(worker_id, "synthetic:x", external=external), state=state)
@@ -107,6 +110,26 @@ async def test_after_a_pause_of_the_hive_nobody_is_judged_before_they_could_be_h
         await anyio.sleep(1.0)
         assert [worker_id for worker_id, _ in scene.stale] == ["w-1"]
         tasks.cancel_scope.cancel()
+
+
+async def test_silence_while_no_beat_could_be_accepted_counts_for_nobody():
+    """A worker that could be heard for the last moment before its deadline alone had no chance to be."""
+    scene = Scene()
+    scene.add("w-1")
+    with capture_logs() as logs:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scene.heartbeats.run)
+            await anyio.sleep(10)
+            scene.can_listen = False
+            await anyio.sleep(49.9)
+            scene.can_listen = True
+            await anyio.sleep(34.5)
+            assert scene.stale == []
+            await anyio.sleep(1.0)
+            assert [worker_id for worker_id, _ in scene.stale] == ["w-1"]
+            tasks.cancel_scope.cancel()
+    assert [line["event"] for line in logs] == ["hive_out_of_descriptors", "hive_has_descriptors_again"]
+    assert sum(scene.gaps) == pytest.approx(49.9, abs=0.5)
 
 
 async def test_a_beat_of_an_older_incarnation_or_of_no_process_changes_nothing():

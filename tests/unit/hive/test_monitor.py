@@ -1,5 +1,6 @@
 """Health, memory, and pauses of the hive, as the monitor sees them."""
 
+import errno
 from dataclasses import replace
 
 import anyio
@@ -30,6 +31,23 @@ async def test_each_ready_worker_is_asked_with_its_own_key_on_the_path_of_its_en
             ("http://w-1", "/health", "key of w-1"),
             ("http://w-2", "/ping", "key of w-2"),
         ]
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+async def test_a_check_for_which_this_hive_had_no_descriptor_is_none(monkeypatch, is_wrapped):
+    async with watching() as scene:
+        record = scene.add(answering=False)
+
+        async def get(url, path, key):
+            error = OSError(errno.EMFILE, "Too many open files")
+            if is_wrapped:
+                raise OSError("All connection attempts failed") from error
+            raise error
+
+        await anyio.sleep(31)
+        monkeypatch.setattr(scene.probe, "get", get)
+        await anyio.sleep(200)
+        assert (record.failed_checks, scene.ended) == (1, [])
 
 
 async def test_three_failed_checks_in_a_row_end_a_worker():

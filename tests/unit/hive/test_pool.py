@@ -23,10 +23,13 @@ from rbee.core.errors import (
     WorkerNotFound,
 )
 from rbee.core.exits import Exit, ExitReason
+from rbee.core.launch import Telemetry
 from rbee.core.routing import Standing
 from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement
+from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.reception import ReceptionOptions
+from rbee.hive.supervisor import Supervisor
 from rbee.testing import FakeHive, FakeStore
 
 pytestmark = pytest.mark.anyio
@@ -115,7 +118,7 @@ async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await anyio.sleep(12)
         assert record.worker.state is S.DRAINING
         hive.routes.release(record.worker_id)
@@ -127,6 +130,30 @@ async def test_a_deleted_worker_gets_the_time_that_its_requests_need():
         assert hive.routes.candidates("synthetic:x") == []
 
 
+async def test_a_request_that_ends_is_told_to_its_own_worker_alone(monkeypatch):
+    """With hundreds of workers, telling all of them took longer than the rest of a short request."""
+    told = []
+    monkeypatch.setattr(Supervisor, "load_changed", lambda supervisor: told.append(supervisor.record.worker_id))
+    async with running(FakeHive()) as hive:
+        first, _ = await ready_worker(hive), await ready_worker(hive)
+        hive.routes.acquire(first.worker_id)
+        hive.routes.release(first.worker_id)
+        assert told == [first.worker_id]
+
+
+async def test_two_who_wait_for_the_same_worker_to_be_idle_both_hear_of_it():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive)
+        hive.routes.acquire(record.worker_id)
+        supervisor = hive.pool._supervisors[record.worker_id]
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(supervisor.wait_idle)
+                tasks.start_soon(supervisor.wait_idle)
+                await settled()
+                hive.routes.release(record.worker_id)
+
+
 async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its_grace():
     hive = FakeHive()
     hive.node.deaf = True
@@ -134,7 +161,7 @@ async def test_a_drain_ends_after_its_time_and_a_deaf_worker_is_killed_after_its
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
         start = anyio.current_time()
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await hive.node.processes[0].wait()
         assert anyio.current_time() - start == 30 + 10
         assert hive.node.processes[0].signals == ["TERM", "KILL"]
@@ -144,7 +171,7 @@ async def test_a_forced_delete_waits_for_nobody():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
         hive.routes.acquire(record.worker_id)
-        hive.pool.delete(record.worker_id, force=True)
+        await hive.pool.delete(record.worker_id, force=True)
         assert hive.node.processes[0].signals == ["KILL"]
         await until_gone(hive, record)
 
@@ -155,7 +182,7 @@ async def test_a_worker_that_is_deleted_while_it_is_forked_is_ended_as_soon_as_i
     async with running(hive):
         record = await hive.pool.spawn(SPEC)
         await settled()
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await anyio.sleep(2.0)
         assert hive.node.processes[0].signals == ["TERM"]
         await until_gone(hive, record)
@@ -178,7 +205,7 @@ async def test_a_database_that_fails_starts_nothing_and_never_ends_the_hive():
         record = await hive.pool.spawn(SPEC)
         await settled()
         assert (record.worker.state, hive.node.launches) == (S.FAILED, [])
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await until_gone(hive, record)
         hive.store.fail = None
         assert (await hive.pool.spawn(SPEC)).worker.state is S.STARTING
@@ -198,7 +225,7 @@ async def test_a_database_that_fails_after_the_fork_leaves_the_worker_serving():
 async def test_a_restart_by_hand_is_the_next_incarnation_with_a_new_token():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive)
-        hive.pool.restart(record.worker_id)
+        await hive.pool.restart(record.worker_id)
         await settled()
         first, second = hive.node.launches
         assert (first.incarnation, second.incarnation, record.worker.restart_count) == (1, 2, 1)
@@ -268,7 +295,7 @@ async def test_a_second_worker_of_the_same_model_may_share_the_alias():
 async def test_an_unknown_worker_is_not_found():
     async with running(FakeHive()) as hive:
         with pytest.raises(WorkerNotFound):
-            hive.pool.delete("w-nobody")
+            await hive.pool.delete("w-nobody")
 
 
 class TestExternal:
@@ -277,7 +304,7 @@ class TestExternal:
             await hive.reception.announce(ANYBODY, announcement("by-hand", "loading"))
             record = await hive.reception.announce(ANYBODY, announcement("by-hand", "ready"))
             assert (record.worker.state, record.worker.spec.external) == (S.READY, True)
-            hive.pool.delete("by-hand")
+            await hive.pool.delete("by-hand")
             await until_gone(hive, record)
             assert hive.node.launches == []
 
@@ -290,6 +317,34 @@ class TestExternal:
             assert record.worker.state is S.FAILED
             hive.pool.went_stale("by-hand")
             await until_gone(hive, record)
+
+    async def test_one_whose_pid_was_another_process_comes_back_when_it_is_heard_of_again(self):
+        """In a pid namespace of its own a worker says a pid that is somebody else's here."""
+        hive = FakeHive()
+        heartbeats = Heartbeats(hive.registry, 30.0, 60.0, hive.pool.went_stale)
+        async with running(hive):
+            stranger = hive.node.add_other(1000)
+            first = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            stranger.end(Exit(ExitReason.CRASHED))
+            await settled()
+            vital = first.vital
+            with pytest.raises(WorkerNotFound, match="announce it again"):
+                heartbeats.beat(first, None, True, Telemetry())
+            assert first.vital is vital
+            del hive.node.others[1000]
+            second = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            assert second is hive.registry.get("by-hand")
+            assert (second.worker.state, hive.routes.routes["by-hand"].standing) == (S.READY, Standing.READY)
+            heartbeats.beat(second, None, True, Telemetry())
+
+    async def test_one_that_has_said_that_it_failed_may_say_so_again_and_stays_failed(self):
+        async with running(FakeHive()) as hive:
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            await hive.reception.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+            with pytest.raises(IllegalTransition):
+                await hive.reception.announce(ANYBODY, announcement("by-hand", "failed", reason="I died"))
+            assert record.worker.state is S.FAILED
+            assert hive.registry.get("by-hand") is record
 
     async def test_the_last_word_of_a_dead_one_does_not_touch_its_successor(self):
         async with running(FakeHive()) as hive:
@@ -305,7 +360,7 @@ class TestExternal:
         hive.node.forget_delay = 5.0
         async with running(hive):
             await hive.reception.announce(ANYBODY, announcement("by-hand"))
-            hive.pool.delete("by-hand", force=True)
+            await hive.pool.delete("by-hand", force=True)
             assert "by-hand" not in hive.registry
             again = await hive.reception.announce(ANYBODY, announcement("by-hand"))
             await anyio.sleep(60)
@@ -446,7 +501,7 @@ class TestStop:
         async with running(hive):
             record = await ready_worker(hive)
             hive.routes.acquire(record.worker_id)
-            hive.pool.delete(record.worker_id)
+            await hive.pool.delete(record.worker_id)
             await settled()
             start = anyio.current_time()
             assert await hive.pool.stop(30.0) == []
@@ -479,9 +534,10 @@ async def test_a_kill_that_did_not_end_it_is_sent_again(monkeypatch):
         process = hive.node.processes[0]
         real = process.kill
         monkeypatch.setattr(process, "kill", lambda: process.signals.append("lost"))
-        hive.pool.delete(record.worker_id, force=True)
+        await hive.pool.delete(record.worker_id, force=True)
         await anyio.sleep(35)
-        assert process.signals == ["lost"] * 4
+        assert process.signals == ["lost"] * 3
+        assert "Killed 2 times" in record.worker.message
         monkeypatch.setattr(process, "kill", real)
         await until_gone(hive, record)
 
@@ -519,7 +575,7 @@ async def test_requests_wait_for_a_worker_that_is_restarted_and_not_for_one_that
         restarted, deleted = await ready_worker(hive), await ready_worker(hive)
         hive.routes.acquire(restarted.worker_id)
         hive.routes.acquire(deleted.worker_id)
-        hive.pool.restart(restarted.worker_id)
-        hive.pool.delete(deleted.worker_id)
+        await hive.pool.restart(restarted.worker_id)
+        await hive.pool.delete(deleted.worker_id)
         assert hive.routes.routes[restarted.worker_id].standing is Standing.COMING
         assert hive.routes.routes[deleted.worker_id].standing is Standing.OUT

@@ -8,6 +8,7 @@ import pytest
 from rbee.core.errors import CircuitNotFound, CircuitOpen
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.restart import CircuitState, RestartRules, key_of
+from rbee.core.routing import Standing
 from rbee.core.worker import Restart, WorkerState
 from rbee.testing import FakeHive
 from tests.unit.hive.pools import CRASH, FAILING, crash, make_ready, ready_worker, running, settled
@@ -156,7 +157,7 @@ async def test_a_spawn_after_the_wait_is_the_one_try():
         trying = await hive.pool.spawn(FAILING)
         with pytest.raises(CircuitOpen, match=trying.worker_id):
             await hive.pool.spawn(FAILING)
-        hive.pool.delete(trying.worker_id, force=True)
+        await hive.pool.delete(trying.worker_id, force=True)
         await hive.pool.wait_gone(trying.worker_id)
         await hive.pool.spawn(FAILING)
 
@@ -177,7 +178,7 @@ async def test_a_restart_by_hand_is_the_try_of_an_open_circuit():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive, FAILING)
         await fail_until_open(hive, record)
-        hive.pool.restart(record.worker_id)
+        await hive.pool.restart(record.worker_id)
         await settled()
         assert record.worker.state is S.STARTING
         report = hive.pool.circuits.report_of(record.worker.spec)
@@ -215,30 +216,97 @@ async def test_a_delete_or_a_restart_by_hand_is_no_failure():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive, FAILING)
         for _ in range(6):
-            hive.pool.restart(record.worker_id)
+            await hive.pool.restart(record.worker_id)
             await anyio.sleep(1)
             await make_ready(hive, record)
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await hive.pool.wait_gone(record.worker_id)
         assert list(hive.pool.circuits) == []
 
 
-async def test_a_fork_that_fails_counts_like_any_other_failure():
+async def test_a_fork_that_fails_is_tried_again_and_held_against_nobody():
     async with running(FakeHive()) as hive:
         hive.node.fail_next = OSError("no space left on device")
         record = await hive.pool.spawn(FAILING)
         await settled()
         assert record.worker.state is S.BACKOFF
-        assert "no space left on device" in record.worker.message
+        assert record.worker.message == "Not started, tried again in 1.0 s: no space left on device."
         await anyio.sleep(1.5)
         assert len(hive.node.launches) == 1
+        assert list(hive.pool.circuits) == []
+
+
+async def test_what_cannot_be_started_for_long_is_tried_less_and_less_often_and_opens_no_circuit():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive, FAILING)
+        hive.store.fail = OSError("disk full")
+        await crash(hive)
+        await anyio.sleep(100)
+        assert record.worker.state is S.BACKOFF
+        assert "disk full" in record.worker.message
+        assert hive.pool.circuits.report_of(record.worker.spec).failures == 1
+        hive.store.fail = None
+        await anyio.sleep(61)
+        assert len(hive.node.launches) == 2
+
+
+async def test_when_a_circuit_opens_nobody_of_its_kind_waits_on_in_vain():
+    rules = RestartRules(base_delay=50.0, jitter=0.0, max_failures=2)
+    async with running(FakeHive(options=replace(FakeHive().options, restart=rules))) as hive:
+        first, second = await ready_worker(hive, FAILING), await ready_worker(hive, FAILING)
+        hive.node.processes[0].end(CRASH)
+        await settled()
+        assert first.worker.state is S.BACKOFF
+        hive.node.processes[1].end(CRASH)
+        await settled()
+        assert {first.worker.state, second.worker.state} == {S.FAILED}
+        assert "Its circuit is open (2 failures in 300 s); the next try is at" in first.worker.message
+        assert "exit code 1" in first.worker.message
+        assert hive.routes.candidates("synthetic:x")[0].standing is Standing.OUT
+
+
+async def test_a_log_that_cannot_be_read_costs_the_log_alone():
+    hive = FakeHive()
+    hive.node.log_failure = OSError("Input/output error")
+    async with running(hive):
+        record = await ready_worker(hive, FAILING)
+        await crash(hive)
+        assert record.worker.state is S.BACKOFF
+        (line,) = hive.pool.circuits.report_of(record.worker.spec).last_log_lines
+        assert "Input/output error" in line
+
+
+async def test_a_sweep_that_fails_is_made_again_and_nothing_is_started_before():
+    hive = FakeHive()
+    hive.node.sweep_failures = 2
+    async with running(hive):
+        record = await ready_worker(hive, FAILING)
+        await crash(hive)
+        await anyio.sleep(9)
+        assert len(hive.node.launches) == 1
+        await anyio.sleep(3)
+        assert len(hive.node.launches) == 2
+        assert hive.node.swept == [(record.worker_id, 1)]
+
+
+async def test_an_engine_that_cannot_be_watched_now_is_not_taken_for_dead():
+    hive = FakeHive()
+    async with running(hive):
+        engine = hive.node.add_other(2000)
+        hive.node.blind = 3
+        record = await ready_worker(hive, FAILING, engine_pid=2000)
+        await anyio.sleep(5)
+        assert record.worker.state is S.READY
+        engine.end(CRASH)
+        await settled()
+        assert record.worker.state is S.STOPPING
 
 
 async def test_a_worker_that_waits_can_be_deleted():
     async with running(FakeHive()) as hive:
         record = await ready_worker(hive, FAILING)
         await crash(hive)
-        hive.pool.delete(record.worker_id)
+        await hive.pool.delete(record.worker_id)
         await hive.pool.wait_gone(record.worker_id)
         await anyio.sleep(10)
         assert len(hive.node.launches) == 1

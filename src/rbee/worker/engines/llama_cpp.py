@@ -32,7 +32,7 @@ class LlamaCpp(LlamaDialect):
             "params": parameters(plan),
             "args": plan.engine_args,
         }
-        environment = {"RBEE_ENGINE_CONFIG": json.dumps(config), "PYTHONSAFEPATH": "1"}
+        environment = {"RBEE_ENGINE_CONFIG": json.dumps(config, ensure_ascii=False), "PYTHONSAFEPATH": "1"}
         if key:
             environment["RBEE_ENGINE_KEY"] = key
         return Launch([plan.python, _SERVER, plan.worker_id], environment)

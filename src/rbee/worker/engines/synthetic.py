@@ -23,7 +23,7 @@ class Synthetic(LlamaDialect):
             "args": plan.engine_args,
         }
         environment = {
-            "RBEE_ENGINE_CONFIG": json.dumps(config),
+            "RBEE_ENGINE_CONFIG": json.dumps(config, ensure_ascii=False),
             "PYTHONPATH": rbee_root(),
             "PYTHONSAFEPATH": "1",
         }

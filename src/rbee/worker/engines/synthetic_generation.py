@@ -17,6 +17,9 @@ _TOKENS_A_TURN: Final = 256
 _BACKLOG_BYTES: Final = 262_144
 """A client that reads slower than this lags makes its generation wait, as a full pipe would."""
 
+_DEEPEST_PROMPT: Final = 32
+"""Levels; a list of messages with a list of parts each has four."""
+
 _WORDS: Final = ("bees ", "build ", "their ", "hive ", "from ", "wax ", "and ", "patience ")
 
 
@@ -208,15 +211,20 @@ def word_at(index: int) -> str:
     return _WORDS[index % len(_WORDS)]
 
 
-def prompt_text(given: Any) -> str:
-    """All text in a prompt: a string, a list of strings or of messages, a message's content in parts."""
+def prompt_text(given: Any, levels: int = _DEEPEST_PROMPT) -> str:
+    """All text in a prompt: a string, a list of strings or of messages, a message's content in parts.
+
+    Raises ValueError where it is nested deeper than *levels*.
+    """
     if isinstance(given, str):
         return given
+    if not isinstance(given, list | dict):
+        return ""
+    if levels == 0:
+        raise ValueError(f"the prompt is nested deeper than {_DEEPEST_PROMPT} levels")
     if isinstance(given, list):
-        return " ".join(map(prompt_text, given))
-    if isinstance(given, dict):
-        return prompt_text(given.get("content", given.get("text", "")))
-    return ""
+        return " ".join(prompt_text(part, levels - 1) for part in given)
+    return prompt_text(given.get("content", given.get("text", "")), levels - 1)
 
 
 def error_body(status: int, message: str, kind: str) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Connection:
         self._in = bytearray()
         self._out = bytearray()
         self._busy = False
+        self._handling = False
         self._closing = False
         self._open = True
         client.setblocking(False)
@@ -159,20 +160,29 @@ class Connection:
         self._handle_next()
 
     def _handle_next(self) -> None:
-        if self._busy or self._closing or not self._open:
-            return
+        """Handle what has come, up to the first request whose answer is not there yet."""
+        if self._handling:
+            return  # the loop below goes on: a client may send any number of requests at once
+        self._handling = True
+        while not (self._busy or self._closing) and self._open and self._handle_one():
+            pass
+        self._handling = False
+
+    def _handle_one(self) -> bool:
+        """Whether a request was there."""
         try:
             request = take_request(self._in)
         except ValueError as error:
             self._closing = self._busy = True
             self.answer(400, {"error": {"code": 400, "message": str(error), "type": "invalid_request_error"}})
-            return
+            return True
         if request is not None:
             self._busy = True
             self._closing = request.headers.get("connection", "").lower() == "close"
             self._handler(self, request)
         elif self._in.find(b"100-continue") > 0 and not self._out:
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return request is not None
 
     def _write(self, data: bytes) -> None:
         if self._open:

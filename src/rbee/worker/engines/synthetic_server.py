@@ -76,19 +76,21 @@ class SyntheticServer:
     def _infer(self, connection: Connection, request: Request) -> None:
         try:
             body = json.loads(request.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             connection.answer(400, error_body(400, "The body is not a JSON object", "invalid_request_error"))
-        elif request.path == "/v1/embeddings":
+            return
+        try:
+            self._generate(connection, body, request.path)
+        except ValueError as error:
+            connection.answer(400, error_body(400, str(error), "invalid_request_error"))
+
+    def _generate(self, connection: Connection, body: dict[str, Any], path: str) -> None:
+        if path == "/v1/embeddings":
             connection.answer(200, _embeddings(body, self._names[0]))
         else:
-            try:
-                generation = Generation(connection, body, request.path == "/v1/chat/completions", self._names[0])
-            except ValueError as error:
-                connection.answer(400, error_body(400, str(error), "invalid_request_error"))
-                return
-            self._slots.submit(generation)
+            self._slots.submit(Generation(connection, body, path == "/v1/chat/completions", self._names[0]))
 
     def _models(self) -> dict[str, Any]:
         entry = {"id": self._names[0], "aliases": self._names, "object": "model", "owned_by": "rbee", "created": 0}
@@ -96,7 +98,7 @@ class SyntheticServer:
 
 
 def _embeddings(body: dict[str, Any], own_name: str) -> dict[str, Any]:
-    """Unit vectors that depend on the text alone, so that a test can compare two of them."""
+    """Unit vectors that depend on the text alone, so that a test can compare two of them. Raises ValueError."""
     given = body.get("input", "")
     texts = given if isinstance(given, list) else [given]
     data = []
@@ -107,8 +109,9 @@ def _embeddings(body: dict[str, Any], own_name: str) -> dict[str, Any]:
         raw = [1.0 + sum(map(ord, words[i] if i < len(words) else "")) % 97 for i in range(_EMBEDDING_SIZE)]
         length = sum(x * x for x in raw) ** 0.5
         data.append({"object": "embedding", "index": index, "embedding": [x / length for x in raw]})
+    model = body["model"] if isinstance(body.get("model"), str) and body["model"] else own_name
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "model": body.get("model") or own_name, "data": data, "usage": usage}
+    return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
 def fork_holder(mode: str) -> None:
