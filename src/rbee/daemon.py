@@ -246,6 +246,7 @@ class Daemon:
         await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
         self._store.close()
         await anyio.Path(self._control_path).unlink(missing_ok=True)
+        self._notifier.close()
         log.info("hive_stopped", would_not_stop=self._left)
         tasks.cancel_scope.cancel()
 

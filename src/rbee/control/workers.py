@@ -12,7 +12,7 @@ from rbee.control.context import Admin, Context, Here
 from rbee.control.schemas import SpawnAnswer, SpawnRequest, WorkerList, WorkerView
 from rbee.control.views import worker_view
 from rbee.core.addresses import base_url
-from rbee.core.errors import IllegalTransition
+from rbee.core.errors import ControlUnavailable, IllegalTransition
 from rbee.hive.orders import specify
 from rbee.hive.registry import Record
 from rbee.nodes.logs import MAX_LINES
@@ -64,7 +64,10 @@ async def logs(worker_id: str, here: Here, tail: Tail = 200, follow: bool = Fals
     here.registry.get(worker_id)
     if follow:
         return StreamingResponse(_events(here.node.follow(worker_id, tail)), media_type=EventSourceResponse.media_type)
-    lines = await here.node.tail(worker_id, tail)
+    try:
+        lines = await here.node.tail(worker_id, tail)
+    except OSError as error:
+        raise ControlUnavailable(f"The log of '{worker_id}' cannot be read now: {error}.") from error
     return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
 

@@ -62,11 +62,6 @@ class WorkerState(StrEnum):
     """Ended and forgotten; never listed."""
 
 
-MAX_SLOTS: Final = 1024
-MAX_CTX_SIZE: Final = 16 * 2**20
-"""Tokens; sixteen times the longest context that a model is known to have been trained for."""
-
-
 class Restart(StrEnum):
     """When a worker whose process ended is started again."""
 
@@ -140,6 +135,9 @@ class Worker:
     @property
     def is_watched(self) -> bool:
         """Whether its silence means something: one that is being ended has a grace of its own instead."""
+        if self.state is WorkerState.STARTING:
+            # Before the fork there is nobody who could speak.
+            return self.pid is not None
         return self.state in _WATCHED or (self.spec.external and self.state is WorkerState.FAILED)
 
 
@@ -156,7 +154,7 @@ _STANDING: Final[Mapping[WorkerState, Standing]] = {
 }
 ALIVE: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING, S.STOPPING})
 """States in which a process may exist, so in which a beat means something."""
-_WATCHED: Final = frozenset({S.STARTING, S.LOADING, S.READY, S.DRAINING})
+_WATCHED: Final = frozenset({S.LOADING, S.READY, S.DRAINING})
 
 TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerState]]] = {
     (S.STARTING, Spawned): frozenset({S.STARTING}),

@@ -7,7 +7,7 @@ import anyio
 import structlog
 
 from rbee.core import auth, events, model_ref
-from rbee.core.errors import AliasInUse, Forbidden, InvalidField, OlderIncarnation, WorkerIdInUse
+from rbee.core.errors import AliasInUse, ControlUnavailable, Forbidden, InvalidField, OlderIncarnation, WorkerIdInUse
 from rbee.core.launch import StoredWorker
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
 from rbee.hive.announcements import Announcement, as_event, check_own_url, resolve_external_url
@@ -63,7 +63,10 @@ class Reception:
         check_own_url(said.url, self._pool.worker_host)
         spec = said.own_spec()
         self._pool.check_engine(spec)
-        identity = await self._node.find_keeper(said.worker_id, incarnation)
+        try:
+            identity = await self._node.find_keeper(said.worker_id, incarnation)
+        except OSError as error:
+            raise ControlUnavailable(f"Processes cannot be looked at now ({error}). Announce it again.") from error
         if identity is None or identity.pid != said.pid:
             raise OlderIncarnation(f"No process {said.pid} carries the mark of worker '{said.worker_id}'.")
         async with self._pool.admission() as admit:

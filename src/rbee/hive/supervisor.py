@@ -32,6 +32,7 @@ LAST_LOG_LINES: Final = 20
 WATCH_RETRY_DELAY: Final = 1.0
 SWEEP_RETRY_DELAY: Final = 5.0
 """Seconds until it is tried again to look at what could not be looked at, for want of a descriptor perhaps."""
+LOOKS_FOR_A_STORED_ONE: Final = 5
 MAX_PATIENCE: Final = 6
 """Times the grace, at most, between two kills of what does not end."""
 _ANNOUNCEMENTS: Final = (events.AnnouncedLoading, events.AnnouncedReady, events.AnnouncedFailed)
@@ -294,6 +295,7 @@ class Supervisor:
     async def _fork(self, launch: Launch) -> Process:
         await self._save_row()
         self._process = process = await self._around.node.spawn(launch)
+        self.record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
         self.fire(events.Spawned(process.identity.pid))
         # Should that fail and this hive be killed, the next one finds the process by the mark that it carries.
         await self.save()
@@ -301,8 +303,7 @@ class Supervisor:
 
     async def _adopt(self, row: StoredWorker) -> None:
         """Take over what an earlier hive has started, or treat it as ended."""
-        with anyio.CancelScope(shield=True):
-            process = self._process = await self._find(row)
+        process = self._process = await self._find(row)
         if process is not None:
             self.fire(events.Spawned(process.identity.pid))
         resumed = rows.resumed(row)
@@ -321,12 +322,14 @@ class Supervisor:
         await self._wait_for_end(process, row.incarnation)
 
     async def _find(self, row: StoredWorker) -> Process | None:
-        try:
-            return await self._around.node.adopt(row)
-        except OSError as error:
-            # What cannot be held cannot be supervised: it is swept up like one that has ended.
-            log.error("worker_not_adopted", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
-            return None
+        for _ in range(LOOKS_FOR_A_STORED_ONE):
+            try:
+                return await self._around.node.adopt(row)
+            except OSError as error:
+                log.error("worker_not_adopted", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+                await anyio.sleep(WATCH_RETRY_DELAY)
+        # What cannot be held cannot be supervised: it is swept up like one that has ended.
+        return None
 
     async def _judge(self, row: StoredWorker) -> None:
         """Whether the process that was found is the worker: it answers to its key, or it speaks for itself."""

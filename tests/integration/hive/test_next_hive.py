@@ -215,7 +215,7 @@ def test_a_worker_without_a_hive_ends_itself_after_its_time(start_hive):
     worker = first.ready()
     first.signal(signal.SIGKILL)
     first.process.wait(30)
-    wait_for(lambda: not lives(worker), "keeper and engine have ended themselves")
+    wait_for(lambda: not (is_alive(worker["pid"]) or is_alive(worker["engine_pid"])), "both have ended themselves")
     left = json.loads((first.state_dir / "workers" / worker["worker_id"] / "1.exit.json").read_text())
     assert left["reason"] == "orphaned"
 

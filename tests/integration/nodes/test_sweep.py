@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
@@ -114,8 +115,8 @@ async def test_a_process_that_has_another_mark_once_it_is_held_is_spared(worker_
 
 @pytest.fixture
 def deathless(monkeypatch):
-    """No signal reaches anybody, and a sweep soon loses patience."""
-    monkeypatch.setattr(processes.Handle, "signal", lambda *_: True)
+    """A sweep's signals reach nobody, and it soon loses patience."""
+    monkeypatch.setattr(sweep, "signal", SimpleNamespace(SIGKILL=0))
     monkeypatch.setattr(sweep, "GONE_TIMEOUT", 0.05)
     monkeypatch.setattr(sweep, "PATIENCE", 0.3)
     return monkeypatch.undo

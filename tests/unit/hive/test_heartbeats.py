@@ -26,8 +26,8 @@ class Scene:
         self.can_listen = True
         self.heartbeats = Heartbeats(self.registry, 30.0, 60.0, self.found, self.gaps.append, lambda: self.can_listen)
 
-    def add(self, worker_id, state=S.READY, *, external=False):
-        worker = Worker(WorkerSpec(worker_id, "synthetic:x", external=external), state=state)
+    def add(self, worker_id, state=S.READY, *, external=False, pid=7):
+        worker = Worker(WorkerSpec(worker_id, "synthetic:x", external=external), state=state, pid=pid)
         record = Record(worker, seen(anyio.current_time(), 60.0), datetime.now(UTC))
         self.registry.add(record)
         return record
@@ -44,6 +44,14 @@ async def test_a_worker_that_never_beats_is_found_on_its_deadline():
     with anyio.move_on_after(100):
         await scene.heartbeats.run()
     assert scene.stale == [("w-1", pytest.approx(start + 60.0, abs=0.001))]
+
+
+async def test_a_worker_that_waits_for_its_fork_is_not_expected_to_speak():
+    scene = Scene()
+    scene.add("w-1", S.STARTING, pid=None)
+    with anyio.move_on_after(100):
+        await scene.heartbeats.run()
+    assert scene.stale == []
 
 
 async def test_each_worker_has_a_deadline_of_its_own():
