@@ -139,7 +139,9 @@ class Worker:
 
     @property
     def is_watched(self) -> bool:
-        """Whether its silence means something: one that is being ended has a grace of its own instead."""
+        """Whether its silence means something: one without a process has no voice, one that is being ended a grace."""
+        if self.state is WorkerState.STARTING and self.pid is None:
+            return False
         return self.state in _WATCHED or (self.spec.external and self.state is WorkerState.FAILED)
 
 

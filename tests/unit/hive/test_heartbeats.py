@@ -27,7 +27,7 @@ class Scene:
         self.heartbeats = Heartbeats(self.registry, 30.0, 60.0, self.found, self.gaps.append, lambda: self.can_listen)
 
     def add(self, worker_id, state=S.READY, *, external=False):
-        worker = Worker(WorkerSpec(worker_id, "synthetic:x", external=external), state=state)
+        worker = Worker(WorkerSpec(worker_id, "synthetic:x", external=external), state=state, pid=1000)
         record = Record(worker, seen(anyio.current_time(), 60.0), datetime.now(UTC))
         self.registry.add(record)
         return record
