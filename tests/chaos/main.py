@@ -126,6 +126,8 @@ def _run(lanes: list[Lane]) -> None:
             one.abandon()
         for thread in threads:
             thread.join(BREAK_OFF_TIMEOUT)
+        for one in lanes:  # what it was about to start when it was broken off
+            one.abandon()
     for one in lanes:
         if one.error is not None:
             raise one.error
