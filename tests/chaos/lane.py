@@ -107,6 +107,8 @@ class Lane:
             folder.mkdir()
             stage = self._stage = self._make_stage(folder, random.Random(f"{self.seed}/stage{self._stages}"))
             try:
+                if self._ended:  # it was broken off before there was a stage to abandon
+                    return
                 stage.open()
                 self._play(stage, deck)
             finally:

@@ -96,11 +96,14 @@ def main() -> None:
         lanes.append(Lane(str(number + 1), seed_of(seed, number), share, folder, make_stage, ledger))
     print(f"seed {seed}" + "".join(f"; alone: --stages 1 --seed {one.seed}" for one in lanes[1:]), flush=True)
     began = time.monotonic()
-    _run(lanes)
+    try:
+        _run(lanes)
+    finally:
+        if not ledger.problems:
+            shutil.rmtree(folder, ignore_errors=True)
     _report(ledger, seed, options.faults, time.monotonic() - began, options.json)
     if ledger.problems:
         sys.exit(1)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stages(lane: int, lanes: int, compiler: str | None, small_disk: bool) -> MakeStage:
@@ -123,6 +126,8 @@ def _run(lanes: list[Lane]) -> None:
             one.abandon()
         for thread in threads:
             thread.join(BREAK_OFF_TIMEOUT)
+        for one in lanes:  # what it was about to start when it was broken off
+            one.abandon()
     for one in lanes:
         if one.error is not None:
             raise one.error

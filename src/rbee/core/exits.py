@@ -89,6 +89,9 @@ def completed(exit_: Exit, word: Mapping[str, object]) -> Exit:
     exit_ = replace(exit_, message=str(word.get("message") or ""))
     if word.get("reason") == "stopped":
         return replace(exit_, reason=ExitReason.STOPPED)
+    if word.get("reason") == "orphaned":
+        # The same silence, met from the other side.
+        return replace(exit_, reason=ExitReason.STALE)
     if exit_.reason is ExitReason.CRASHED:
         number, code = _number(word, "engine_signal"), _number(word, "engine_exit_code")
         if number is not None:

@@ -283,6 +283,10 @@ class Supervisor:
                 return
             # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
             with anyio.CancelScope(shield=True):
+                await self._save_row()
+                if self.worker.state is not WorkerState.STARTING:
+                    self.fire(events.SpawnFailed("it was ended before it was started", _ASKED_TO_END))
+                    return
                 process = await self._fork(launch)
         except (OSError, RequestError) as error:
             self._refusals += 1
@@ -293,7 +297,6 @@ class Supervisor:
         await self._wait_for_end(process, incarnation)
 
     async def _fork(self, launch: Launch) -> Process:
-        await self._save_row()
         self._process = process = await self._around.node.spawn(launch)
         self.record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
         self.fire(events.Spawned(process.identity.pid))

@@ -74,7 +74,7 @@ async def test_without_a_word_of_this_very_life_the_end_is_unknown(node, row, wo
 async def test_the_last_word_of_a_worker_that_nobody_waited_for(node, worker_id, leave_word):
     leave_word({"incarnation": 7, "reason": "orphaned", "message": "no hive", "exit_code": 1})
     exit_ = await node.last_word(worker_id, 7)
-    assert (exit_.reason, exit_.how(), exit_.message) == (ExitReason.CRASHED, "exit code 1", "no hive")
+    assert (exit_.reason, exit_.how(), exit_.message) == (ExitReason.STALE, "exit code 1", "no hive")
     leave_word({**CRASHED, "engine_signal": 9})
     exit_ = await node.last_word(worker_id, 7)
     assert exit_.how() == "killed by SIGKILL (the kernel's out-of-memory killer?)"

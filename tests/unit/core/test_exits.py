@@ -43,7 +43,7 @@ KILLED = from_wait_status(-9)
         (KILLED, {"reason": "stopped"}, "stopped", "killed by SIGKILL"),
         (UNKNOWN, {"reason": "stopped", "exit_code": 0}, "stopped", "exit code 0"),
         (UNKNOWN, {"reason": "superseded", "exit_code": 0}, "stopped", "exit code 0"),
-        (UNKNOWN, {"reason": "orphaned", "exit_code": 1}, "crashed", "exit code 1"),
+        (UNKNOWN, {"reason": "orphaned", "exit_code": 1}, "stale", "exit code 1"),
         (UNKNOWN, {"reason": "crashed", "exit_code": 1, "engine_signal": 9}, "crashed", "killed by SIGKILL"),
         (UNKNOWN, {"reason": 7, "exit_code": "x", "engine_signal": None}, "crashed", "unknown"),
     ],

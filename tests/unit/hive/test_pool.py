@@ -188,6 +188,37 @@ async def test_a_worker_that_is_deleted_while_it_is_forked_is_ended_as_soon_as_i
         await until_gone(hive, record)
 
 
+class SlowStore(FakeStore):
+    """Somebody else holds its database: a row takes 100 s."""
+
+    async def save(self, row):
+        await anyio.sleep(100)
+        await super().save(row)
+
+
+async def test_a_worker_that_has_no_process_yet_is_not_silent():
+    hive = FakeHive(store=SlowStore())
+    heartbeats = Heartbeats(hive.registry, 30.0, 60.0, hive.pool.went_stale)
+    async with running(hive), anyio.create_task_group() as tasks:
+        tasks.start_soon(heartbeats.run)
+        record = await hive.pool.spawn(SPEC)
+        await anyio.sleep(150)
+        assert (record.worker.state, len(hive.node.launches)) == (S.STARTING, 1)
+        await anyio.sleep(20)
+        assert record.worker.ending is ExitReason.STALE
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_worker_that_is_deleted_while_its_row_is_written_is_never_started():
+    hive = FakeHive(store=SlowStore())
+    async with running(hive):
+        record = await hive.pool.spawn(SPEC)
+        await settled()
+        await hive.pool.delete(record.worker_id)
+        await until_gone(hive, record)
+        assert hive.node.launches == []
+
+
 async def test_a_fork_that_fails_leaves_a_failed_worker_that_says_so():
     hive = FakeHive()
     hive.node.fail_next = OSError(12, "Cannot allocate memory")
