@@ -278,9 +278,6 @@ class Supervisor:
             pass  # What the life before has left is gone, or it would hold memory and port.
         try:
             launch = await self._around.launch(self.record)
-            if self.worker.state is not WorkerState.STARTING:
-                self.fire(events.SpawnFailed("it was ended before it was started", _ASKED_TO_END))
-                return
             # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
             with anyio.CancelScope(shield=True):
                 await self._save_row()
