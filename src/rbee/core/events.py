@@ -90,6 +90,13 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepFailed:
+    """What is left of a life of it would not end, or could not be looked for; that is tried again and again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WentStale:
     stale_after: float
 
@@ -157,6 +164,7 @@ Event = (
     | AnnouncedFailed
     | EngineExited
     | Exited
+    | SweepFailed
     | WentStale
     | Condemned
     | EndRequested

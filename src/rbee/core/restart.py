@@ -106,6 +106,9 @@ def settled(circuit: Circuit, rules: RestartRules, now: float) -> Circuit:
     since = circuit.ready_since
     if circuit.trying is not None and since is not None and now - since >= rules.stable_after:
         return Circuit(circuit.model_ref, last=circuit.last)
+    if circuit.probe_at is not None and now >= circuit.probe_at and circuit.trying is None and not circuit.in_a_row:
+        # Nobody is there any more to whom it means something.
+        circuit = replace(circuit, probe_at=None)
     recent = tuple((at, whose) for at, whose in circuit.failures if now - at < rules.period)
     return circuit if recent == circuit.failures else replace(circuit, failures=recent)
 

@@ -35,6 +35,7 @@ from rbee.core.events import (
     Spawn,
     Spawned,
     SpawnFailed,
+    SweepFailed,
     Terminate,
     WaitForBackoff,
     WaitForDrain,
@@ -164,6 +165,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STARTING, AnnouncedReady): frozenset({S.READY}),
     (S.STARTING, AnnouncedFailed): frozenset({S.STOPPING}),
     (S.STARTING, Exited): frozenset({S.BACKOFF, S.FAILED}),
+    (S.STARTING, SweepFailed): frozenset({S.STARTING}),
     (S.STARTING, WentStale): frozenset({S.STOPPING}),
     (S.STARTING, Condemned): frozenset({S.STOPPING}),
     (S.STARTING, EndRequested): frozenset({S.STOPPING}),
@@ -202,6 +204,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STOPPING, AnnouncedFailed): frozenset({S.STOPPING}),
     (S.STOPPING, EngineExited): frozenset({S.STOPPING}),
     (S.STOPPING, Exited): frozenset({S.GONE, S.STARTING, S.BACKOFF, S.FAILED}),
+    (S.STOPPING, SweepFailed): frozenset({S.STOPPING}),
     (S.STOPPING, GraceEnded): frozenset({S.STOPPING}),
     (S.STOPPING, EndRequested): frozenset({S.STOPPING}),
     (S.STOPPING, RestartRequested): frozenset({S.STOPPING}),
@@ -240,7 +243,7 @@ def advance(worker: Worker, event: Event, now: float) -> Step:
 
 
 _OF_OUR_OWN: Final = (
-    *(Spawned, SpawnFailed, Adopted, EngineExited, Condemned),
+    *(Spawned, SpawnFailed, Adopted, EngineExited, SweepFailed, Condemned),
     *(RestartRequested, BackoffEnded, CircuitOpened, RestartRefused),
 )
 
@@ -429,6 +432,11 @@ def _why(worker: Worker) -> str:
     return f": {worker.ending_reason.rstrip('.') or worker.ending}{follows}"
 
 
+def _sweep_failed(worker: Worker, event: SweepFailed) -> Step:
+    begun = "Not started yet" if worker.state is S.STARTING else "Not ended yet"
+    return replace(worker, message=f"{begun}, tried again and again: {event.reason.rstrip('.')}."), ()
+
+
 def _went_stale(worker: Worker, event: WentStale) -> Step:
     reason = f"no heartbeat in {event.stale_after:g} s"
     if worker.spec.external:
@@ -485,7 +493,8 @@ def _grace_ended(worker: Worker, event: GraceEnded) -> Step:
     why = _why(worker)
     if event.kills:
         times = f"{event.kills} time{'' if event.kills == 1 else 's'}"
-        message = f"Killed {times}, and process {worker.pid} is still there (the kernel holds it); killed again{why}."
+        who = "what is left of it" if worker.pid is None else f"process {worker.pid}"
+        message = f"Killed {times}, and {who} is still there (the kernel holds it); killed again{why}."
     else:
         message = f"It did not end in its grace, so it is killed{why}."
     return replace(worker, message=message, forced=True), (Kill(),)
@@ -515,6 +524,7 @@ _RULES: Final[Mapping[type[Event], Callable[[Worker, Any], Step]]] = {
     AnnouncedFailed: _announced_failed,
     EngineExited: _engine_exited,
     Exited: _exited,
+    SweepFailed: _sweep_failed,
     WentStale: _went_stale,
     Condemned: _condemned,
     EndRequested: _end_requested,

@@ -10,7 +10,7 @@ import structlog
 
 from rbee.core import restart
 from rbee.core.errors import CircuitNotFound, CircuitOpen
-from rbee.core.events import CircuitOpened, OpenCircuit, RestartDecision
+from rbee.core.events import CircuitOpened, GiveUp, OpenCircuit, RestartDecision
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.restart import Circuit, CircuitState, Failure, RestartRules
 from rbee.core.worker import Worker, WorkerSpec, final_exit
@@ -49,8 +49,8 @@ class Circuits:
         self._circuits: dict[str, Circuit] = {}
         self._log_lines: dict[str, Sequence[str]] = {}
         self.activations = 0
-        self.on_open: Callable[[str], None] = lambda _key: None
-        """Called with the key of each circuit that has just been opened."""
+        self.on_change: Callable[[str], None] = lambda _key: None
+        """Called with the key of a circuit that has opened, or whose one try is to be made by somebody else."""
 
     def check(self, spec: WorkerSpec) -> None:
         """Raise CircuitOpen where a worker like *spec* must not be started now."""
@@ -100,7 +100,10 @@ class Circuits:
         return restart.resume(spec.restart, self._rules, self._spread())
 
     def postpone(self, spec: WorkerSpec, refusals: int) -> RestartDecision:
-        return restart.postpone(spec.restart, self._rules, refusals, self._spread())
+        decision = restart.postpone(spec.restart, self._rules, refusals, self._spread())
+        if isinstance(decision, GiveUp):
+            self.forget_worker(spec)
+        return decision
 
     def decide(self, worker: Worker, exit_: Exit) -> RestartDecision:
         """Count the end of a worker that nobody asked for, and say what becomes of it."""
@@ -116,7 +119,7 @@ class Circuits:
         if circuit.probe_at is not None and circuit.probe_at != before.probe_at:
             self.activations += 1
             log.warning("circuit_open", circuit=key, model_ref=spec.model_ref, why=restart.why(circuit, self._rules))
-            self.on_open(key)
+            self.on_change(key)
         decision = restart.decide(spec.restart, self._rules, circuit, failure, now, self._spread())
         if isinstance(decision, OpenCircuit):
             at = _clock(self._wall_clock() + timedelta(seconds=decision.delay))
@@ -133,7 +136,12 @@ class Circuits:
         self._change(spec, lambda circuit: restart.ready(circuit, spec.worker_id, anyio.current_time()))
 
     def forget_worker(self, spec: WorkerSpec) -> None:
+        """It was ended by somebody, or is started no more: another one may make the try that it was to make."""
+        key = restart.key_of(spec)
+        was_trying = key in self._circuits and self._circuits[key].trying == spec.worker_id
         self._change(spec, lambda circuit: restart.gone(circuit, spec.worker_id))
+        if was_trying:
+            self.on_change(key)
 
     def reset(self, key: str) -> None:
         """Close a circuit and forget its failures. Raises CircuitNotFound."""

@@ -165,6 +165,8 @@ class Monitor:
             own_limit, limit = worker.spec.max_memory_bytes, self._options.max_worker_memory
             if reason := progress.over_memory(record.footprint, own_limit, limit):
                 return Condemned(ExitReason.OVER_MEMORY, reason)
+        if worker.state is WorkerState.STARTING and worker.pid is None:
+            return None  # It waits for its fork, which is nobody's fault.
         if worker.state in _LOADING:
             reason = self._stuck_load(watch, now)
             return Condemned(ExitReason.LOAD_TIMEOUT, reason) if reason else None

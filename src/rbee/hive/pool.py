@@ -110,7 +110,7 @@ class Pool:
             on_gone=self._gone,
             on_row_left=self._row_left,
         )
-        self.circuits.on_open = self._let_kind_ask_again
+        self.circuits.on_change = self._let_kind_ask_again
         self.journal.subscribe(self._note_readiness)
         routes.subscribe_releases(self._load_changed)
 
@@ -200,7 +200,7 @@ class Pool:
             f"Worker is stale (no heartbeat in {self._options.stale_after:g}s)",  # noqa: G004 - the original's words
             worker_id=worker_id,
         )
-        self._supervisors[worker_id].fire(events.WentStale(self._options.stale_after))
+        self.end(worker_id, events.WentStale(self._options.stale_after))
 
     def engine_key(self, worker: Worker) -> str:
         """The key that this incarnation's own server demands."""
@@ -263,7 +263,6 @@ class Pool:
         Requests in flight get two thirds of *budget* seconds. Returns the ids of those that would not stop.
         """
         await self._close(budget)
-        unwanted = [i for i, s in self._supervisors.items() if s.worker.forget]
         with anyio.CancelScope() as self._leaving:
             if self._hurried:
                 self._leaving.cancel()
@@ -273,25 +272,28 @@ class Pool:
                 for supervisor in list(self._supervisors.values()):
                     await supervisor.wait_idle()
             with anyio.move_on_after(budget / 4):
-                await self._wait_gone_all(unwanted)
-        for worker_id in unwanted:
+                await self._wait_gone_all(self._unwanted())
+        for worker_id in self._unwanted():
             if worker_id in self._registry:
                 self.take(worker_id, events.EndRequested(force=True))
         with anyio.move_on_after(budget / 12):
-            await self._wait_gone_all(unwanted)
-        left = [worker_id for worker_id in unwanted if worker_id in self._supervisors]
+            await self._wait_gone_all(self._unwanted())
+        left = self._unwanted()
         await self._let_go()
         return self._would_not_stop(left)
+
+    def _unwanted(self) -> list[str]:
+        """Those that somebody wants gone, also those that are and of which something is left."""
+        return [worker_id for worker_id, supervisor in self._supervisors.items() if supervisor.worker.forget]
 
     async def _let_go(self) -> None:
         for worker_id, supervisor in list(self._supervisors.items()):
             worker = supervisor.worker
+            if worker.forget:
+                continue
             log.info("worker_left_running", worker_id=worker_id, state=str(worker.state), pid=worker.pid)
             supervisor.leave()
             await supervisor.forgotten.wait()
-            # A beat from now on gets 404, and the announcement after it the word that this hive is going.
-            if worker_id in self._registry:
-                self._registry.remove(worker_id)
 
     def force_stop(self) -> None:
         """The second signal: no more waiting for anybody."""
@@ -312,8 +314,10 @@ class Pool:
 
     def _would_not_stop(self, left: list[str]) -> list[str]:
         for worker_id in left:
-            worker = self._registry.get(worker_id).worker if worker_id in self._registry else None
-            log.error("worker_would_not_stop", worker_id=worker_id, message=worker.message if worker else "")
+            supervisor = self._supervisors.get(worker_id)
+            log.error(
+                "worker_would_not_stop", worker_id=worker_id, message=supervisor.worker.message if supervisor else ""
+            )
         return left
 
     def _end_all(self, *, force: bool) -> None:
@@ -353,6 +357,9 @@ class Pool:
             await supervisor.run(task_status=task_status)
         finally:
             self._supervisors.pop(worker_id, None)
+            if self._registry.find(worker_id) is supervisor.record:
+                # It was left: a beat gets 404 now, and the announcement after it the word that this hive is going.
+                self._registry.remove(worker_id)
             supervisor.forgotten.set()
 
     async def _launch(self, record: Record) -> Launch:

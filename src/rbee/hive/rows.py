@@ -59,6 +59,14 @@ def resumed(row: StoredWorker) -> Event | None:
             return None
 
 
+def was_unseen(row: StoredWorker) -> bool:
+    """Whether no hive has judged how a worker without a process ended: none saw it, or it never had one."""
+    last = row.last_exit
+    if last is None:
+        return True
+    return row.ending is None and last.code is None and last.signal_number is None
+
+
 def is_fault(exit_: Exit) -> bool:
     """Whether an end that nobody saw was a failure: who heard of no hive, or was told to end, did not fail."""
     is_unknown = exit_.code is None and exit_.signal_number is None

@@ -32,7 +32,8 @@ LAST_LOG_LINES: Final = 20
 WATCH_RETRY_DELAY: Final = 1.0
 SWEEP_RETRY_DELAY: Final = 5.0
 """Seconds until it is tried again to look at what could not be looked at, for want of a descriptor perhaps."""
-LOOKS_FOR_A_STORED_ONE: Final = 5
+MAX_LOOKS: Final = 5
+"""Looks for the process of a stored worker for which the whole hive waits."""
 MAX_PATIENCE: Final = 6
 """Times the grace, at most, between two kills of what does not end."""
 _ANNOUNCEMENTS: Final = (events.AnnouncedLoading, events.AnnouncedReady, events.AnnouncedFailed)
@@ -92,6 +93,8 @@ class Supervisor:
         self._sweeping = anyio.Lock()
         self._ended = anyio.Event()
         self._left_running = False
+        self._row_forgotten = False
+        self._leftovers = ""
         self.judged = anyio.Event()
         """Set once it is known whether the worker could be taken over."""
         self.forgotten = anyio.Event()
@@ -117,17 +120,23 @@ class Supervisor:
         if self._left_running:
             self._around.routes.withdraw(self.record.worker_id)
             return
+        if not self._swept:
+            # Should this hive end before nothing is left, the next one goes on with it.
+            await self.save()
+            await self._sweep_held(self.worker.incarnation)
         with anyio.CancelScope(shield=True):
-            if not self._swept:
-                await self._sweep_once(self.worker.incarnation)
             # The row first: without its folder nobody could tell any more how the worker ended.
             await self._forget_row()
             await self._around.node.forget(self.record.worker_id)
 
     def leave(self) -> None:
-        """Let go of the worker as it is: its process lives on, its row tells the next hive of it."""
-        self._left_running = True
-        self._ended.set()
+        """Let go of the worker as it is: its process lives on, its row tells the next hive of it.
+
+        One that is gone already is not left: what remains to be done is to forget it.
+        """
+        if self.worker.state is not WorkerState.GONE:
+            self._left_running = True
+            self._ended.set()
 
     def take(self, event: Event) -> Worker:
         """Apply *event* now. Raises IllegalTransition, and changes nothing then."""
@@ -249,9 +258,9 @@ class Supervisor:
             case events.AwaitExit():
                 self._begin_grace()
             case events.Kill():
+                self._kills += 1
                 if self._process is not None:
                     self._process.kill()
-                    self._kills += 1
                 if not self._sweeping.locked():
                     self._soon(self._sweep, self.worker.incarnation)
                 # Should it not end of that, it is killed again: nothing stays in this state for ever unseen.
@@ -282,7 +291,7 @@ class Supervisor:
             with anyio.CancelScope(shield=True):
                 await self._save_row()
                 if self.worker.state is not WorkerState.STARTING:
-                    self.fire(events.SpawnFailed("it was ended before it was started", _ASKED_TO_END))
+                    self._give_up_the_fork()
                     return
                 process = await self._fork(launch)
         except (OSError, RequestError) as error:
@@ -292,6 +301,12 @@ class Supervisor:
             return
         self._refusals = 0
         await self._wait_for_end(process, incarnation)
+
+    def _give_up_the_fork(self) -> None:
+        worker = self.worker
+        asked = worker.forget or worker.again
+        decision = _ASKED_TO_END if asked else self._around.restarts.postpone(worker, 1)
+        self.fire(events.SpawnFailed("it was ended before it was started", decision))
 
     async def _fork(self, launch: Launch) -> Process:
         self._process = process = await self._around.node.spawn(launch)
@@ -307,29 +322,35 @@ class Supervisor:
         if process is not None:
             self.fire(events.Spawned(process.identity.pid))
         resumed = rows.resumed(row)
-        if resumed is not None:
+        if resumed is not None and self.worker.ending is None:
             self.fire(resumed)
         if process is None:
-            exit_ = row.last_exit or await self._around.node.last_word(self.record.worker_id, row.incarnation)
-            await self._process_ended(exit_, row.incarnation, unseen=row.last_exit is None)
+            # Known to be gone; that nothing of it is left may take longer, and nobody else has to wait for that.
             self.judged.set()
+            exit_ = row.last_exit or await self._around.node.last_word(self.record.worker_id, row.incarnation)
+            await self._process_ended(exit_, row.incarnation, unseen=rows.was_unseen(row))
             return
         if resumed is None:
             self._soon(self._judge, row)
         else:
             self.judged.set()
-        await self.save()
+        if row.identity is None:
+            await self.save()
         await self._wait_for_end(process, row.incarnation)
 
     async def _find(self, row: StoredWorker) -> Process | None:
-        for _ in range(LOOKS_FOR_A_STORED_ONE):
+        looks = 0
+        while True:
             try:
                 return await self._around.node.adopt(row)
+            except PermissionError:
+                return None  # Another user's process has its number by now.
             except OSError as error:
                 log.error("worker_not_adopted", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
-                await anyio.sleep(WATCH_RETRY_DELAY)
-        # What cannot be held cannot be supervised: it is swept up like one that has ended.
-        return None
+            looks += 1
+            if looks == MAX_LOOKS:
+                self.judged.set()  # It is looked for on, but the others need not wait for it.
+            await anyio.sleep(WATCH_RETRY_DELAY)
 
     async def _judge(self, row: StoredWorker) -> None:
         """Whether the process that was found is the worker: it answers to its key, or it speaks for itself."""
@@ -346,13 +367,13 @@ class Supervisor:
         self.judged.set()
 
     async def _wait_for_end(self, process: Process, incarnation: int) -> None:
-        self._swept = False
         exit_ = await process.wait()
         self._process = None
         await self._process_ended(exit_, incarnation)
 
     async def _process_ended(self, exit_: Exit, incarnation: int, *, unseen: bool = False) -> None:
         """*unseen*: it ended while no hive ran."""
+        self._swept, self._leftovers = False, ""
         async with self._sweeping:
             is_routed = self.worker.standing is not Standing.OUT
             if is_routed:
@@ -381,26 +402,32 @@ class Supervisor:
 
     async def _sweep(self, incarnation: int) -> None:
         async with self._sweeping:
-            await self._sweep_held(incarnation)
+            await self._sweep_once(incarnation)
 
     async def _sweep_held(self, incarnation: int) -> None:
         """Return once nothing is left of the incarnation, however often that has to be tried."""
-        while True:
-            if await self._sweep_once(incarnation):
-                return
-            await anyio.sleep(SWEEP_RETRY_DELAY)
+        while not self._swept:
+            await self._sweep_once(incarnation)
+            if not self._swept:
+                await anyio.sleep(SWEEP_RETRY_DELAY)
 
-    async def _sweep_once(self, incarnation: int) -> bool:
+    async def _sweep_once(self, incarnation: int) -> None:
         try:
             with anyio.CancelScope(shield=True):
                 killed = await self._around.node.sweep(self.record.worker_id, incarnation)
         except OSError as error:
             log.error("sweep_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
-            return False
+            self._tell_of_leftovers(str(error))
+            return
         self._swept = True
         if killed:
             log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
-        return True
+
+    def _tell_of_leftovers(self, reason: str) -> None:
+        """Once for each reason: it may be tried for days."""
+        if self.worker.state in (WorkerState.STARTING, WorkerState.STOPPING) and reason != self._leftovers:
+            self._leftovers = reason
+            self.fire(events.SweepFailed(reason))
 
     # Its row in the store.
 
@@ -415,12 +442,13 @@ class Supervisor:
     async def _save_row(self) -> None:
         # One after the other, each with what is true then: an older row must never replace a newer one.
         async with self._row:
-            if self.worker.state is not WorkerState.GONE:
+            if not self._row_forgotten:
                 identity = self._process.identity if self._process is not None else None
                 await self._around.store.save(rows.row_of(self.worker, identity, self.record.started_at))
 
     async def _forget_row(self) -> None:
         async with self._row:
+            self._row_forgotten = True
             try:
                 await self._around.store.forget(self.record.worker_id)
             except OSError as error:

@@ -25,6 +25,7 @@ EVENTS = (
     ev.AnnouncedFailed("not a GGUF"),
     ev.EngineExited(),
     ev.Exited(EXIT, GIVE_UP),
+    ev.SweepFailed("2 processes of w-1:1 do not end: pids 8, 9"),
     ev.WentStale(60.0),
     ev.Condemned(ExitReason.UNHEALTHY, "3 health checks failed"),
     ev.EndRequested(),
@@ -69,6 +70,7 @@ def impossible(before, event):
         return before.state is S.FAILED and isinstance(event, ev.WentStale)
     never_in = before.state in (S.STARTING, S.STOPPING, S.BACKOFF)
     ours_alone = (ev.Spawned, ev.SpawnFailed, ev.Adopted, ev.Condemned, ev.EngineExited, ev.RestartRequested)
+    ours_alone += (ev.SweepFailed,)
     ours_alone += (ev.BackoffEnded, ev.CircuitOpened, ev.RestartRefused)
     return never_in or isinstance(event, ours_alone)
 
