@@ -21,6 +21,7 @@ from rbee.core.restart import RestartRules, key_of
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
 from rbee.hive.circuits import Circuits
+from rbee.hive.closing import Closing
 from rbee.hive.journal import Journal, Transition
 from rbee.hive.ports import Library, Node, Probe, Store
 from rbee.hive.registry import Record, Registry
@@ -86,15 +87,14 @@ class Pool:
         self._supervisors: dict[str, Supervisor] = {}
         self._admitting = anyio.Lock()
         self._tasks: TaskGroup | None = None
-        self._closing = False
-        self._hurried = False
-        self._leaving: anyio.CancelScope | None = None
+        self._is_shut = False
         self._adopted = anyio.Event()
         self._ended_ids: dict[str, None] = {}
         self.illegal_events = 0
         self.circuits = Circuits(options.restart, utc_now, lambda: random.uniform(-1.0, 1.0))
         self.journal = Journal()
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
+        self._closing = Closing(self._supervisors, self._patience, leaves_workers=options.leaves_workers)
         self._around = Surroundings(
             node=adapters.node,
             store=adapters.store,
@@ -150,7 +150,7 @@ class Pool:
     async def admission(self) -> AsyncIterator[Admit]:
         """One at a time: what is checked in here is still so when the worker is registered. Raises ShuttingDown."""
         async with self._admitting:
-            if self._closing:
+            if self._is_shut:
                 raise ShuttingDown("The hive is shutting down and takes no worker any more.")
             yield self._admit
 
@@ -241,97 +241,25 @@ class Pool:
             log.warning("leftovers_cleared", processes=orphans, workers=strangers)
 
     async def stop(self, budget: float) -> list[str]:
-        """End every worker within *budget* seconds; returns the ids of those that would not.
-
-        Two thirds of the time are for requests in flight, most of the rest for a clean end; what is there after that
-        is killed.
-        """
-        await self._close(budget)
-        self._end_all(force=False)
-        for supervisor in self._supervisors.values():
-            supervisor.hurry()
-        with anyio.move_on_after(budget * 0.95):
-            await self._wait_all_gone()
-        self._end_all(force=True)
-        with anyio.move_on_after(budget * 0.05):
-            await self._wait_all_gone()
-        return self._would_not_stop(list(self._supervisors))
+        """End every worker within *budget* seconds; returns the ids of those that would not."""
+        await self._shut()
+        return await self._closing.stop(budget)
 
     async def leave(self, budget: float) -> list[str]:
-        """Let go of every worker, to be taken over by the next hive; those that somebody wants gone are ended.
-
-        Requests in flight get two thirds of *budget* seconds. Returns the ids of those that would not stop.
-        """
-        await self._close(budget)
-        with anyio.CancelScope() as self._leaving:
-            if self._hurried:
-                self._leaving.cancel()
-            for supervisor in self._supervisors.values():
-                supervisor.hurry()
-            with anyio.move_on_after(budget * 2 / 3):
-                for supervisor in list(self._supervisors.values()):
-                    await supervisor.wait_idle()
-            with anyio.move_on_after(budget / 4):
-                await self._wait_gone_all(self._unwanted())
-        for worker_id in self._unwanted():
-            if worker_id in self._registry:
-                self.take(worker_id, events.EndRequested(force=True))
-        with anyio.move_on_after(budget / 12):
-            await self._wait_gone_all(self._unwanted())
-        left = self._unwanted()
-        await self._let_go()
-        return self._would_not_stop(left)
-
-    def _unwanted(self) -> list[str]:
-        """Those that somebody wants gone, also those that are and of which something is left."""
-        return [worker_id for worker_id, supervisor in self._supervisors.items() if supervisor.worker.forget]
-
-    async def _let_go(self) -> None:
-        for worker_id, supervisor in list(self._supervisors.items()):
-            worker = supervisor.worker
-            if worker.forget:
-                continue
-            log.info("worker_left_running", worker_id=worker_id, state=str(worker.state), pid=worker.pid)
-            supervisor.leave()
-            await supervisor.forgotten.wait()
+        """Let go of every worker within *budget* seconds; returns the ids of those that shall be gone, and are not."""
+        await self._shut()
+        return await self._closing.leave(budget)
 
     def force_stop(self) -> None:
         """The second signal: no more waiting for anybody."""
-        self._hurried = True
-        if not self._options.leaves_workers:
-            self._end_all(force=True)
-        elif self._leaving is not None:
-            self._leaving.cancel()
+        self._closing.hurry()
 
     # How it is done.
 
-    async def _close(self, budget: float) -> None:
-        self._closing = True
+    async def _shut(self) -> None:
+        self._is_shut = True
         async with self._admitting:
             pass  # Who was let in before is registered by now.
-        self._patience.drain_timeout = min(self._patience.drain_timeout, budget * 2 / 3)
-        self._patience.term_grace = min(self._patience.term_grace, budget * 7 / 30)
-
-    def _would_not_stop(self, left: list[str]) -> list[str]:
-        for worker_id in left:
-            supervisor = self._supervisors.get(worker_id)
-            log.error(
-                "worker_would_not_stop", worker_id=worker_id, message=supervisor.worker.message if supervisor else ""
-            )
-        return left
-
-    def _end_all(self, *, force: bool) -> None:
-        for supervisor in list(self._supervisors.values()):
-            if supervisor.worker.state is not WorkerState.GONE:
-                supervisor.take(events.EndRequested(force=force))
-
-    async def _wait_all_gone(self) -> None:
-        while self._supervisors:
-            await self._wait_gone_all(list(self._supervisors))
-
-    async def _wait_gone_all(self, worker_ids: Sequence[str]) -> None:
-        for worker_id in worker_ids:
-            await self.wait_gone(worker_id)
 
     async def wait_gone(self, worker_id: str) -> None:
         supervisor = self._supervisors.get(worker_id)

@@ -24,13 +24,14 @@ from rbee.hive.journal import Journal, Transition
 from rbee.hive.ports import Node, Process, Store
 from rbee.hive.registry import Record
 from rbee.hive.restarts import Restarts
+from rbee.hive.row import Row
+from rbee.hive.sweeping import Sweeping
 
 log = structlog.get_logger(__name__)
 
 LAST_LOG_LINES: Final = 20
 """Lines of a failed worker's log that are kept to be shown."""
 WATCH_RETRY_DELAY: Final = 1.0
-SWEEP_RETRY_DELAY: Final = 5.0
 """Seconds until it is tried again to look at what could not be looked at, for want of a descriptor perhaps."""
 MAX_LOOKS: Final = 5
 """Looks for the process of a stored worker for which the whole hive waits."""
@@ -88,13 +89,11 @@ class Supervisor:
         self._patience_left = anyio.CancelScope()
         self._kills = 0
         self._refusals = 0
-        self._swept = True
-        self._row = anyio.Lock()
-        self._sweeping = anyio.Lock()
+        worker_id = record.worker_id
+        self._row = Row(worker_id, around.store, self._content_of_row, around.on_row_left)
+        self._sweeping = Sweeping(worker_id, around.node, self._tell_of_leftovers)
         self._ended = anyio.Event()
         self._left_running = False
-        self._row_forgotten = False
-        self._leftovers = ""
         self.judged = anyio.Event()
         """Set once it is known whether the worker could be taken over."""
         self.forgotten = anyio.Event()
@@ -120,13 +119,13 @@ class Supervisor:
         if self._left_running:
             self._around.routes.withdraw(self.record.worker_id)
             return
-        if not self._swept:
+        if self._sweeping.is_due:
             # Should this hive end before nothing is left, the next one goes on with it.
             await self.save()
-            await self._sweep_held(self.worker.incarnation)
+            await self._sweeping.finish(self.worker.incarnation)
         with anyio.CancelScope(shield=True):
             # The row first: without its folder nobody could tell any more how the worker ended.
-            await self._forget_row()
+            await self._row.forget()
             await self._around.node.forget(self.record.worker_id)
 
     def leave(self) -> None:
@@ -154,7 +153,7 @@ class Supervisor:
         if after.engine_pid is not None and not after.spec.external:
             self._watch_engine(after.engine_pid)
         if not after.spec.external and rows.told(before) != rows.told(after):
-            self._soon(self.save)
+            self._soon(self._row.save)
         if after.state is WorkerState.GONE:
             self._around.on_gone(self.record.worker_id)
             self._ended.set()
@@ -261,8 +260,7 @@ class Supervisor:
                 self._kills += 1
                 if self._process is not None:
                     self._process.kill()
-                if not self._sweeping.locked():
-                    self._soon(self._sweep, self.worker.incarnation)
+                self._soon(self._sweeping.kill, self.worker.incarnation)
                 # Should it not end of that, it is killed again: nothing stays in this state for ever unseen.
                 self._begin_grace()
             case events.WaitForBackoff(delay):
@@ -283,13 +281,13 @@ class Supervisor:
     async def _spawn(self) -> None:
         incarnation = self.worker.incarnation
         await self._around.restarts.wait_until_allowed()
-        async with self._sweeping:
+        async with self._sweeping.lock:
             pass  # What the life before has left is gone, or it would hold memory and port.
         try:
             launch = await self._around.launch(self.record)
             # Row, fork and pid belong together: a cancellation between them would leave a process that nobody knows.
             with anyio.CancelScope(shield=True):
-                await self._save_row()
+                await self._row.must_save()
                 if self.worker.state is not WorkerState.STARTING:
                     self._give_up_the_fork()
                     return
@@ -373,12 +371,12 @@ class Supervisor:
 
     async def _process_ended(self, exit_: Exit, incarnation: int, *, unseen: bool = False) -> None:
         """*unseen*: it ended while no hive ran."""
-        self._swept, self._leftovers = False, ""
-        async with self._sweeping:
+        self._sweeping.process_ended()
+        async with self._sweeping.lock:
             is_routed = self.worker.standing is not Standing.OUT
             if is_routed:
                 self.fire(self._exited(exit_, unseen))
-            await self._sweep_held(incarnation)
+            await self._sweeping.finish(incarnation)
             if not is_routed:
                 # Nobody waits to hear of its end, so it is told when it is one: nothing is left.
                 self.fire(self._exited(exit_, unseen))
@@ -400,60 +398,19 @@ class Supervisor:
         except OSError as error:
             return [f"(its log cannot be read: {error})"]
 
-    async def _sweep(self, incarnation: int) -> None:
-        async with self._sweeping:
-            await self._sweep_once(incarnation)
-
-    async def _sweep_held(self, incarnation: int) -> None:
-        """Return once nothing is left of the incarnation, however often that has to be tried."""
-        while not self._swept:
-            await self._sweep_once(incarnation)
-            if not self._swept:
-                await anyio.sleep(SWEEP_RETRY_DELAY)
-
-    async def _sweep_once(self, incarnation: int) -> None:
-        try:
-            with anyio.CancelScope(shield=True):
-                killed = await self._around.node.sweep(self.record.worker_id, incarnation)
-        except OSError as error:
-            log.error("sweep_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
-            self._tell_of_leftovers(str(error))
-            return
-        self._swept = True
-        if killed:
-            log.warning("left_behind_processes_killed", worker_id=self.record.worker_id, processes=killed)
-
-    def _tell_of_leftovers(self, reason: str) -> None:
-        """Once for each reason: it may be tried for days."""
-        if self.worker.state in (WorkerState.STARTING, WorkerState.STOPPING) and reason != self._leftovers:
-            self._leftovers = reason
+    def _tell_of_leftovers(self, reason: str) -> bool:
+        waits_for_it = self.worker.state in (WorkerState.STARTING, WorkerState.STOPPING)
+        if waits_for_it:
             self.fire(events.SweepFailed(reason))
-
-    # Its row in the store.
+        return waits_for_it
 
     async def save(self) -> None:
-        """Write down what the next hive must know. A store that fails is logged: the worker serves all the same."""
-        try:
-            with anyio.CancelScope(shield=True):
-                await self._save_row()
-        except OSError as error:
-            log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
+        """Write down what the next hive must know."""
+        await self._row.save()
 
-    async def _save_row(self) -> None:
-        # One after the other, each with what is true then: an older row must never replace a newer one.
-        async with self._row:
-            if not self._row_forgotten:
-                identity = self._process.identity if self._process is not None else None
-                await self._around.store.save(rows.row_of(self.worker, identity, self.record.started_at))
-
-    async def _forget_row(self) -> None:
-        async with self._row:
-            self._row_forgotten = True
-            try:
-                await self._around.store.forget(self.record.worker_id)
-            except OSError as error:
-                log.error("store_failed", worker_id=self.record.worker_id, reason=str(error))  # noqa: TRY400
-                self._around.on_row_left(self.record.worker_id)
+    def _content_of_row(self) -> StoredWorker:
+        identity = self._process.identity if self._process is not None else None
+        return rows.row_of(self.worker, identity, self.record.started_at)
 
     # Waiting.
 
