@@ -1,7 +1,5 @@
 """The pool and its supervisors on a jumping clock: minutes of waiting cost nothing here."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import anyio
@@ -26,30 +24,16 @@ from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Telemetry
 from rbee.core.routing import Standing
 from rbee.core.worker import TRANSITIONS, Restart, WorkerSpec, WorkerState
-from rbee.hive.announcements import Announcement
 from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.reception import ReceptionOptions
 from rbee.hive.supervisor import Supervisor
 from rbee.testing import FakeHive, FakeStore
+from tests.unit.hive.pools import announcement, running, settled
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
 SPEC = WorkerSpec(worker_id="", model_ref="synthetic:x", engine="synthetic", restart=Restart.NEVER)
 ANYBODY = auth.Principal(auth.Role.ADMIN, trusted=False)
-
-
-@asynccontextmanager
-async def running(hive: FakeHive) -> AsyncIterator[FakeHive]:
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(hive.pool.run)
-        await hive.pool.wait_adopted()
-        yield hive
-        tasks.cancel_scope.cancel()
-
-
-def announcement(worker_id, state="ready", **changes):
-    said = Announcement(worker_id, state, "http://127.0.0.1:8081", "synthetic:x", "cpu", 0, 1000, 4)
-    return replace(said, **changes)
 
 
 async def ready_worker(hive, spec=SPEC, **changes):
@@ -58,10 +42,6 @@ async def ready_worker(hive, spec=SPEC, **changes):
     said = announcement(record.worker_id, incarnation=1, pid=record.worker.pid, **changes)
     await hive.reception.announce(hive.speaker(record.worker_id), said)
     return record
-
-
-async def settled():
-    await anyio.wait_all_tasks_blocked()
 
 
 async def until_gone(hive, record):
