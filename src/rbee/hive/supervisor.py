@@ -405,8 +405,9 @@ class Supervisor:
         return waits_for_it
 
     async def save(self) -> None:
-        """Write down what the next hive must know."""
-        await self._row.save()
+        """Write down what the next hive must know; a worker that was started by hand tells it itself."""
+        if not self.worker.spec.external:
+            await self._row.save()
 
     def _content_of_row(self) -> StoredWorker:
         identity = self._process.identity if self._process is not None else None

@@ -430,6 +430,14 @@ class TestExternal:
             with pytest.raises(InvalidField):
                 await hive.reception.announce(ANYBODY, announcement("by-hand", "failed"))
 
+    async def test_no_row_is_ever_written_of_one(self):
+        async with running(FakeHive()) as hive:
+            record = await hive.reception.announce(ANYBODY, announcement("by-hand"))
+            hive.routes.acquire(record.worker_id)
+            await hive.pool.delete(record.worker_id)
+            await settled()
+            assert hive.store.history == []
+
     async def test_a_hive_may_refuse_them_all(self):
         options = ReceptionOptions(allow_external=False, external_hosts=(), front_port=9200)
         async with running(FakeHive(reception_options=options)) as hive:
