@@ -224,7 +224,7 @@ class Pool:
         """Return once every stored worker is taken over or known to be gone, then let spawns and restarts go on."""
         for supervisor in list(self._supervisors.values()):
             if not supervisor.worker.spec.external:
-                await supervisor.wait_judged()
+                await supervisor.judged.wait()
         await self._clear_away()
         self._adopted.set()
 

@@ -23,6 +23,7 @@ class Row:
         self._on_left = on_left
         self._lock = anyio.Lock()
         self._forgotten = False
+        self._saved: StoredWorker | None = None
 
     async def save(self) -> None:
         """A store that fails is logged: the worker serves all the same."""
@@ -36,8 +37,11 @@ class Row:
         """Raises OSError where the store fails."""
         # One after the other: an older row must never replace a newer one, and none come back.
         async with self._lock:
-            if not self._forgotten:
-                await self._store.save(self._content())
+            content = self._content()
+            # A change is written when it is taken, and once more by who promises it: the second has nothing to do.
+            if not self._forgotten and content != self._saved:
+                await self._store.save(content)
+                self._saved = content
 
     async def forget(self) -> None:
         async with self._lock:

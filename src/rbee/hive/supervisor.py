@@ -95,7 +95,7 @@ class Supervisor:
         self._ended = anyio.Event()
         self._left_running = False
         self.judged = anyio.Event()
-        """Set once it is known whether the worker could be taken over."""
+        """Set once it is known whether a stored worker could be taken over, or it is gone altogether."""
         self.forgotten = anyio.Event()
 
     @property
@@ -116,6 +116,7 @@ class Supervisor:
             task_status.started()
             await self._ended.wait()
             tasks.cancel_scope.cancel()
+        self.judged.set()
         if self._left_running:
             self._around.routes.withdraw(self.record.worker_id)
             return
@@ -197,12 +198,6 @@ class Supervisor:
         while self._around.routes.in_flight(self.record.worker_id) > 0:
             self._load_changed = self._load_changed or anyio.Event()
             await self._load_changed.wait()
-
-    async def wait_judged(self) -> None:
-        """Return once it is known whether a stored worker could be taken over, or it is gone altogether."""
-        async with anyio.create_task_group() as tasks:
-            for event in (self.judged, self.forgotten):
-                tasks.start_soon(_cancel_after, event, tasks.cancel_scope)
 
     def _route(self, worker: Worker) -> Route:
         host, port = _address(worker.url)
@@ -482,8 +477,3 @@ class Supervisor:
 def _address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or 0
-
-
-async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

@@ -403,6 +403,8 @@ class TestWhatAnEarlierHiveHadBegun:
             await hive.pool.delete(record.worker_id)
             assert record.worker.state is S.DRAINING
             assert hive.store.rows[record.worker_id].ending is Ending.FORGET
+            await settled()
+            assert [row.ending for row in hive.store.history].count(Ending.FORGET) == 1
 
     @pytest.mark.parametrize("lives", [True, False])
     async def test_a_deleted_worker_stays_deleted(self, lives):
