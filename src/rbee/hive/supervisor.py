@@ -318,8 +318,6 @@ class Supervisor:
         if resumed is not None and self.worker.ending is None:
             self.fire(resumed)
         if process is None:
-            # Known to be gone; that nothing of it is left may take longer, and nobody else has to wait for that.
-            self.judged.set()
             exit_ = row.last_exit or await self._around.node.last_word(self.record.worker_id, row.incarnation)
             await self._process_ended(exit_, row.incarnation, unseen=rows.was_unseen(row))
             return
@@ -371,6 +369,8 @@ class Supervisor:
             is_routed = self.worker.standing is not Standing.OUT
             if is_routed:
                 self.fire(self._exited(exit_, unseen))
+            # That nothing of it is left may take long, and nobody else has to wait for that.
+            self.judged.set()
             await self._sweeping.finish(incarnation)
             if not is_routed:
                 # Nobody waits to hear of its end, so it is told when it is one: nothing is left.

@@ -22,6 +22,7 @@ async def running(hive: FakeHive) -> AsyncIterator[FakeHive]:
         await tasks.start(hive.pool.run)
         await hive.pool.adopt(await hive.store.load())
         await hive.pool.wait_adopted()
+        await settled()
         yield hive
         tasks.cancel_scope.cancel()
 
