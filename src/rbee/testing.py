@@ -78,6 +78,7 @@ class FakeNode:
         self.last_words: dict[tuple[str, int], Exit] = {}
         self.orphans = 0
         self.footprints: dict[int, Footprint] = {}
+        self.exact_footprints: dict[int, Footprint] = {}
         self.taken_ports: set[int] = set()
         self.fail_next: OSError | None = None
         self.deaf = False
@@ -141,6 +142,10 @@ class FakeNode:
     async def measure(self, pids: Sequence[int]) -> Mapping[int, Footprint]:
         await anyio.lowlevel.checkpoint()
         return {pid: self.footprints[pid] for pid in pids if pid in self.footprints}
+
+    async def measure_exactly(self, pid: int) -> Footprint | None:
+        await anyio.lowlevel.checkpoint()
+        return self.exact_footprints.get(pid, self.footprints.get(pid))
 
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         await anyio.sleep(self.sweep_delay)

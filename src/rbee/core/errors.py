@@ -34,6 +34,7 @@ RbeeError
     ├── NoPortLeft
     ├── CircuitOpen              the same thing failed too often; it is tried again later
     ├── CircuitNotFound
+    ├── DoesNotFit               the machine has not enough of something; nothing was started
     ├── RequestTimeout           the client took too long to send its request
     ├── WorkerLost               the worker went away while it answered
     ├── ControlUnavailable       the control API does not answer (yet)
@@ -210,6 +211,10 @@ class CircuitNotFound(RequestError):
     code = "circuit_not_found"
 
 
+class DoesNotFit(RequestError):
+    code = "insufficient_resources"
+
+
 class RequestTimeout(RequestError):
     code = "request_timeout"
 
@@ -258,6 +263,7 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     NoPortLeft: 503,
     CircuitOpen: 503,
     ControlUnavailable: 503,
+    DoesNotFit: 507,
 }
 
 

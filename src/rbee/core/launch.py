@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rbee.core.claims import Claim, Placement
 from rbee.core.exits import Exit
 from rbee.core.worker import WorkerSpec
 
@@ -22,7 +23,8 @@ class Launch:
     """One incarnation to start. ``model_path`` is empty for the synthetic engine. Times in seconds, sizes in bytes.
 
     ``drain_timeout``: the most that requests in flight get once the keeper is told to end. ``end_timeout``: from then
-    until it is killed; it divides that time itself.
+    until it is killed; it divides that time itself. ``device_uuids``: of the placement's devices, where they have any.
+    ``memory_limit_bytes``: a hard limit for its cgroup, None for none.
     """
 
     spec: WorkerSpec
@@ -39,6 +41,9 @@ class Launch:
     end_timeout: float = 10.0
     prompt_cache_bytes: int = 512 * 2**20
     engine: EngineOptions = EngineOptions()
+    placement: Placement = field(default_factory=Placement)
+    device_uuids: tuple[str, ...] = ()
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +98,25 @@ class StoredWorker:
     started_at: str = ""
     ending: Ending | None = None
     last_exit: Exit | None = None
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What one process and all below it use. ``private_bytes``: RssAnon + RssShmem, what nobody else could use.
 
-    ``cpu_seconds`` and ``read_bytes`` only grow while the same processes live.
+    ``locked_bytes``: pages of files that are locked in memory. ``peak_rss_bytes``: the most that was ever resident,
+    the sum of the processes that live. ``cpu_seconds`` and ``read_bytes`` only grow while the same processes live.
+    ``pids``: of all that was counted.
     """
 
     rss_bytes: int = 0
     private_bytes: int = 0
     cpu_seconds: float = 0.0
     read_bytes: int = 0
+    locked_bytes: int = 0
+    peak_rss_bytes: int = 0
+    pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

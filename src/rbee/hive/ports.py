@@ -3,9 +3,12 @@
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
+from rbee.core.claims import Peak
 from rbee.core.exits import Exit
 from rbee.core.launch import Footprint, Launch, ProcessIdentity, Reply, StoredWorker
+from rbee.core.model_header import ModelFacts
 from rbee.core.model_ref import ModelRef
+from rbee.core.resources import EngineBuild, MachineReading
 
 
 class Process(Protocol):
@@ -80,6 +83,10 @@ class Node(Protocol):
         """What each of these processes uses, those below it included; one that is gone is left out."""
         ...
 
+    async def measure_exactly(self, pid: int) -> Footprint | None:
+        """As ``measure``, with pages that its processes share counted once; slow (44-83 ms for 5 GiB). None if gone."""
+        ...
+
     async def sweep(self, worker_id: str, incarnation: int) -> int:
         """SIGKILL whatever is left of this incarnation, wherever it hides; returns how many there were, once gone.
 
@@ -140,4 +147,32 @@ class Library(Protocol):
 
     async def locate(self, ref: ModelRef) -> str:
         """The file's path, empty for the synthetic engine. Raises ModelNotFound or NotAModelFile."""
+        ...
+
+
+class Sizer(Protocol):
+    """What is known of a model's file."""
+
+    async def facts(self, path: str) -> ModelFacts:
+        """Of the file at *path* and, where it is split, of its other parts. Raises NotAModelFile or ModelNotFound."""
+        ...
+
+
+class Peaks(Protocol):
+    """The most that models were seen to take. Losing one costs an estimate, so a store that fails is no error."""
+
+    async def load(self) -> Mapping[str, Peak]: ...
+
+    async def save(self, key: str, peak: Peak) -> None: ...
+
+
+class Machine(Protocol):
+    """What this machine has. A driver that is missing or fails is a machine without its devices."""
+
+    async def look(self) -> MachineReading:
+        """Memory and disks as of now, devices as of at most 2 s ago. Raises OSError where memory cannot be read."""
+        ...
+
+    async def build_of(self, python: str) -> EngineBuild:
+        """What the xllamacpp of this interpreter (empty: ours) was built for. Asked once, in a short-lived child."""
         ...

@@ -1,0 +1,51 @@
+"""What the header of a GGUF file says of a model, as far as its need of memory depends on it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeader:
+    """Sizes in bytes, as the tensor table gives them; lists have one entry a layer.
+
+    ``input_bytes``: the token embeddings, which stay in host memory. ``output_bytes``: output matrix and last norms;
+    ``is_tied``: the file has no output matrix of its own, the embeddings serve as one. ``key_length``,
+    ``value_length``: elements of one head. ``sliding_window``: tokens, 0 for none; ``windowed``: the layers that
+    keep no more than it. ``state_bytes``: of one sequence in one recurrent layer, 0 for a layer of attention.
+    ``quantization``: the type that holds most bytes, such as Q4_K.
+    """
+
+    architecture: str
+    embedding_length: int
+    feed_forward_length: int
+    vocabulary: int
+    context_length: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    key_length: int
+    value_length: int
+    input_bytes: int
+    layer_bytes: tuple[int, ...]
+    output_bytes: int
+    is_tied: bool
+    sliding_window: int = 0
+    windowed: tuple[bool, ...] = ()
+    state_bytes: tuple[int, ...] = ()
+    expert_count: int = 0
+    expert_used_count: int = 0
+    quantization: str = ""
+
+    @property
+    def layers(self) -> int:
+        return len(self.layer_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.input_bytes + sum(self.layer_bytes) + self.output_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model on disk: all its parts together. ``header`` is None where its metadata does not say enough."""
+
+    file_bytes: int
+    header: ModelHeader | None = None
