@@ -120,3 +120,8 @@ def decide(demand: Demand, machine: MachineReading, holdings: Sequence[Holding],
 def floor(machine: MachineReading, holdings: Sequence[Holding], limits: Limits) -> Check:
     """Whether even the memory that must stay free is left, before anything is known of a model."""
     raise NotImplementedError
+
+
+def floor_details(check: Check) -> dict[str, Any]:
+    """What a 507 says where nothing is known of the model yet: the same names as in ``Verdict.details``."""
+    raise NotImplementedError

@@ -13,6 +13,11 @@ from rbee.core.errors import InvalidField
 MAX_TEXT: Final = 65_536
 """Characters of one value; the longest chat templates in use have about 20,000."""
 
+LLAMA_CPP: Final = "llama-cpp"
+COMMAND: Final = "command"
+SYNTHETIC: Final = "synthetic"
+"""The kinds of engine that there are."""
+
 CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _PLAIN_CACHE_TYPES: Final = ("f32", "f16", "bf16")
 
