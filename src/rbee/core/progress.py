@@ -151,8 +151,11 @@ def loads_too_long(began: float, now: float, load_limit: float) -> str | None:
     return f"it was not ready after {_seconds(now - began)}, the most that lifecycle.load_limit allows"
 
 
-def over_memory(footprint: Footprint, own_limit: int | None, limit: int) -> str | None:
-    """Why a worker has too much memory of its own, or None. ``own_limit``, ``limit``: bytes, the smaller one holds."""
+def over_memory(footprint: Footprint, own_limit: int | None, limit: int, expected: int | None = None) -> str | None:
+    """Why a worker has too much memory of its own, or None. ``own_limit``, ``limit``: bytes, the smaller one holds.
+
+    ``expected``: what it was admitted with, for the words alone: more than that ends nobody.
+    """
     smaller, setting = limit, "limits.max_worker_memory"
     if own_limit is not None and own_limit < limit:
         smaller, setting = own_limit, "its max_memory_bytes"
@@ -161,7 +164,8 @@ def over_memory(footprint: Footprint, own_limit: int | None, limit: int) -> str 
     held, allowed = _size(footprint.private_bytes), _size(smaller)
     if held == allowed:
         held, allowed = f"{footprint.private_bytes} bytes", f"{smaller} bytes"
-    return f"it holds {held} of memory, more than the {allowed} that {setting} allows; raise that to give it more"
+    admitted = "" if expected is None else f" (it was admitted with {_size(expected)})"
+    return f"it holds {held} of memory{admitted}, more than the {allowed} that {setting} allows; raise that for more"
 
 
 def quiet(before: Quiet | None, work: Work, now: float, ready_since: float) -> Quiet:

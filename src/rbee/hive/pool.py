@@ -14,16 +14,20 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import auth, events, model_ref
-from rbee.core.errors import AliasInUse, InvalidField, NoPortLeft, ShuttingDown
+from rbee.core.admission import Limits, Verdict
+from rbee.core.claims import Claim
+from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, NoPortLeft, RequestError, ShuttingDown
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.liveness import seen
+from rbee.core.model_header import ModelFacts
 from rbee.core.restart import RestartRules, key_of
 from rbee.core.routing import RouteTable
-from rbee.core.worker import Worker, WorkerSpec, WorkerState
+from rbee.core.worker import ALIVE, Worker, WorkerSpec, WorkerState
+from rbee.hive.admissions import AdmissionOptions, Admissions, Sources
 from rbee.hive.circuits import Circuits
 from rbee.hive.closing import Closing
 from rbee.hive.journal import Journal, Transition
-from rbee.hive.ports import Library, Node, Probe, Store
+from rbee.hive.ports import Library, Machine, Node, Peaks, Probe, Sizer, Store
 from rbee.hive.registry import Record, Registry
 from rbee.hive.restarts import Restarts
 from rbee.hive.supervisor import Patience, Supervisor, Surroundings
@@ -50,13 +54,15 @@ class PoolOptions:
     orphan_timeout: float
     prompt_cache_bytes: int
     engines: dict[str, EngineOptions]
+    limits: Limits
+    hard_memory_limit: bool = False
     health_timeout: float = 5.0
     leaves_workers: bool = False
     restart: RestartRules = field(default_factory=RestartRules)
 
 
-Admit = Callable[[Worker, int, StoredWorker | None], Awaitable[Record]]
-"""Registers a worker and starts its supervisor."""
+Admit = Callable[[Worker, int, StoredWorker | None, Claim | None], Awaitable[Record]]
+"""Registers a worker, with its port and its claim, and starts its supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,9 @@ class Adapters:
     store: Store
     library: Library
     probe: Probe
+    machine: Machine
+    sizer: Sizer
+    peaks: Peaks
 
 
 def utc_now() -> datetime:
@@ -93,6 +102,12 @@ class Pool:
         self.illegal_events = 0
         self.circuits = Circuits(options.restart, utc_now, lambda: random.uniform(-1.0, 1.0))
         self.journal = Journal()
+        self.admissions = Admissions(
+            AdmissionOptions(options.limits, options.prompt_cache_bytes, options.engines),
+            Sources(adapters.machine, adapters.sizer, adapters.peaks, adapters.library, adapters.node),
+            registry,
+            routes,
+        )
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
         self._closing = Closing(self._supervisors, self._patience, leaves_workers=options.leaves_workers)
         self._around = Surroundings(
@@ -105,13 +120,13 @@ class Pool:
             launch=self._launch,
             engine_key=self.engine_key,
             answers=self._answers,
-            restarts=Restarts(self.circuits, self._adopted),
+            restarts=Restarts(self.circuits, self._adopted, self._why_not_again),
             on_illegal_event=self._count_illegal_event,
             on_gone=self._gone,
             on_row_left=self._row_left,
         )
         self.circuits.on_change = self._let_kind_ask_again
-        self.journal.subscribe(self._note_readiness)
+        self.journal.subscribe(self._note_transition)
         routes.subscribe_releases(self._load_changed)
 
     @property
@@ -131,20 +146,40 @@ class Pool:
     async def spawn(self, spec: WorkerSpec) -> Record:
         """Start a worker; returns once it is registered, long before it is ready.
 
-        *spec* has no id yet: it gets one. Raises ModelNotFound, NotAModelFile, AliasInUse, CircuitOpen, NoPortLeft,
-        InvalidField or ShuttingDown; nothing was started then.
+        *spec* has no id yet: it gets one. Raises InvalidField, DoesNotFit, ModelNotFound, NotAModelFile, AliasInUse,
+        CircuitOpen, NoPortLeft or ShuttingDown; nothing was started then.
         """
-        self.check_engine(spec)
-        self._check_alias_form(spec)
-        await self._adapters.library.locate(model_ref.parse(spec.model_ref))
+        await self._check_fields(spec)
         await self._adopted.wait()
+        await self.admissions.check_floor()
+        facts = await self.admissions.facts(spec)
         async with self.admission() as admit:
             self.check_alias(spec)
             worker = Worker(replace(spec, worker_id=self._new_id()), since=anyio.current_time())
             self.circuits.check(worker.spec)
+            verdict = await self.admissions.decide(worker.spec, facts)
+            if not verdict.fits:
+                raise self.admissions.refused(verdict)
+            # Once more: its kind may have failed meanwhile, or be having its one try.
+            self.circuits.check(worker.spec)
             port = self._free_port()
             self.circuits.begin(worker.spec)
-            return await admit(worker, port, None)
+            return await admit(worker, port, None, verdict.claim)
+
+    async def consider(self, spec: WorkerSpec, download_bytes: int = 0) -> Verdict:
+        """What ``spawn`` would decide; nothing is started. *download_bytes*: of a model that is not here yet.
+
+        Raises InvalidField, ModelNotFound, NotAModelFile or AliasInUse.
+        """
+        await self._check_fields(spec)
+        facts = ModelFacts(download_bytes) if download_bytes else await self.admissions.facts(spec)
+        self.check_alias(spec)
+        return await self.admissions.decide(spec, facts, download_bytes)
+
+    async def _check_fields(self, spec: WorkerSpec) -> None:
+        self.check_engine(spec)
+        self._check_alias_form(spec)
+        await self.admissions.choose(spec)
 
     @asynccontextmanager
     async def admission(self) -> AsyncIterator[Admit]:
@@ -218,15 +253,22 @@ class Pool:
                 restart_count=row.restart_count,
             )
             port = urlsplit(row.url).port if row.url else None
-            await self._admit(worker, port or 0, row)
+            await self._admit(worker, port or 0, row, row.claim)
 
     async def wait_adopted(self) -> None:
         """Return once every stored worker is taken over or known to be gone, then let spawns and restarts go on."""
         for supervisor in list(self._supervisors.values()):
             if not supervisor.worker.spec.external:
                 await supervisor.judged.wait()
+        await self._claim_what_runs()
         await self._clear_away()
         self._adopted.set()
+
+    async def _claim_what_runs(self) -> None:
+        """A row of an older version says nothing of what its worker was granted."""
+        for record in list(self._registry):
+            if record.claim is None and record.worker.state in ALIVE and not record.worker.spec.external:
+                record.claim = await self.admissions.claim_as_placed(record.worker.spec, record.placement)
 
     async def _clear_away(self) -> None:
         """What earlier hives left that belongs to nobody: processes without a keeper, folders without a worker."""
@@ -266,12 +308,12 @@ class Pool:
         if supervisor is not None:
             await supervisor.forgotten.wait()
 
-    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None) -> Record:
+    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None, claim: Claim | None) -> Record:
         """*stored*: one whose process an earlier hive has started."""
         assert self._tasks is not None, "the pool must run before it is used"
         vital = seen(anyio.current_time(), self._options.stale_after)
         started_at = datetime.fromisoformat(stored.started_at) if stored and stored.started_at else utc_now()
-        record = Record(worker, vital, started_at=started_at, port=port)
+        record = Record(worker, vital, started_at=started_at, port=port, claim=claim)
         self._registry.add(record)
         supervisor = self._supervisors[record.worker_id] = Supervisor(record, self._around, stored)
         await self._tasks.start(self._supervise, supervisor)
@@ -289,9 +331,34 @@ class Pool:
                 # It was left: a beat gets 404 now, and the announcement after it the word that this hive is going.
                 self._registry.remove(worker_id)
             supervisor.forgotten.set()
+        if self._registry.departed.get(worker_id) is supervisor.record:
+            await self.admissions.wait_returned(supervisor.record)
+            del self._registry.departed[worker_id]
+            self._let_refused_ask_again()
+
+    def _let_refused_ask_again(self) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.ask_if_refused()
+
+    async def _why_not_again(self, worker: Worker) -> str | None:
+        """Why a worker may not be started again now, None where it is admitted: its claim is that of now."""
+        record = self._registry.get(worker.spec.worker_id)
+        try:
+            async with self.admission():
+                verdict = await self.admissions.readmit(worker.spec)
+                if verdict.fits:
+                    record.claim = verdict.claim
+                    return None
+        except (RequestError, OSError) as error:
+            return str(error)
+        return verdict.message
 
     async def _launch(self, record: Record) -> Launch:
         spec, options = record.worker.spec, self._options
+        if record.worker.incarnation > 1:
+            await self.admissions.wait_returned(record)
+            if (reason := await self._why_not_again(record.worker)) is not None:
+                raise DoesNotFit(reason)
         # One that was taken over and has never said where it serves.
         record.port = record.port or self._free_port()
         return Launch(
@@ -310,7 +377,16 @@ class Pool:
             end_timeout=options.term_grace,
             prompt_cache_bytes=options.prompt_cache_bytes,
             engine=options.engines.get(spec.engine, EngineOptions()),
+            placement=record.placement,
+            device_uuids=self.admissions.uuids(record.placement),
+            memory_limit_bytes=self._hard_limit(spec),
         )
+
+    def _hard_limit(self, spec: WorkerSpec) -> int | None:
+        if not self._options.hard_memory_limit:
+            return None
+        limit = self._options.limits.max_worker_memory
+        return min(limit, spec.max_memory_bytes or limit)
 
     def check_engine(self, spec: WorkerSpec) -> None:
         if spec.engine in ("llama-cpp", "synthetic"):
@@ -367,9 +443,11 @@ class Pool:
         self.illegal_events += 1
 
     def _gone(self, worker_id: str) -> None:
-        worker = self._registry.get(worker_id).worker
+        record = self._registry.get(worker_id)
+        worker = record.worker
         self._registry.remove(worker_id)
         if not worker.spec.external:
+            self._registry.departed[worker_id] = record
             self.circuits.forget_worker(worker.spec)
             self._ended_ids[worker_id] = None
             if len(self._ended_ids) > _REMEMBERED_ENDS:
@@ -390,9 +468,16 @@ class Pool:
             else:
                 return
 
-    def _note_readiness(self, entry: Transition) -> None:
-        if entry.after is WorkerState.READY and entry.before is not WorkerState.READY:
-            self.circuits.became_ready(self._registry.get(entry.worker_id).worker.spec)
+    def _note_transition(self, entry: Transition) -> None:
+        if entry.after is entry.before:
+            return
+        record = self._registry.get(entry.worker_id)
+        if entry.after is WorkerState.READY:
+            self.circuits.became_ready(record.worker.spec)
+        elif entry.after is WorkerState.FAILED:
+            # It has no process, and is admitted again before it gets one: nobody shall wait for what it does not use.
+            record.claim = None
+            self._let_refused_ask_again()
 
     async def _answers(self, row: StoredWorker) -> bool:
         """Whether the server of a stored worker answers to the key that only its own incarnation takes."""
