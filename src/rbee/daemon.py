@@ -27,8 +27,9 @@ from rbee.gateway.options import GatewayOptions
 from rbee.gateway.server import Gateway
 from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.monitor import Monitor, MonitorOptions
+from rbee.hive.options import Adapters, PoolOptions
 from rbee.hive.orders import Defaults, Order
-from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary

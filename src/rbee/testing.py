@@ -18,7 +18,8 @@ from rbee.core.model_ref import ModelRef
 from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading, MemoryReading
 from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
-from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.options import Adapters, PoolOptions
+from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 

@@ -4,7 +4,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,20 +14,21 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import auth, events, model_ref
-from rbee.core.admission import Limits, Verdict
+from rbee.core.admission import Verdict
 from rbee.core.claims import Claim
-from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, NoPortLeft, RequestError, ShuttingDown
-from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
+from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, RequestError, ShuttingDown
+from rbee.core.launch import Launch, StoredWorker
 from rbee.core.liveness import seen
 from rbee.core.model_header import ModelFacts
-from rbee.core.restart import RestartRules, key_of
+from rbee.core.restart import key_of
 from rbee.core.routing import RouteTable
 from rbee.core.worker import ALIVE, Worker, WorkerSpec, WorkerState
 from rbee.hive.admissions import AdmissionOptions, Admissions, Sources
 from rbee.hive.circuits import Circuits
 from rbee.hive.closing import Closing
 from rbee.hive.journal import Journal, Transition
-from rbee.hive.ports import Library, Machine, Node, Peaks, Probe, Sizer, Store
+from rbee.hive.launching import Launching
+from rbee.hive.options import Adapters, PoolOptions
 from rbee.hive.registry import Record, Registry
 from rbee.hive.restarts import Restarts
 from rbee.hive.supervisor import Patience, Supervisor, Surroundings
@@ -40,42 +41,8 @@ _REMEMBERED_ENDS: Final = 10_000
 """Ended workers whose ids are remembered: a process that was told to end must not come back by announcing itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """The settings that the pool needs. Times in seconds, sizes in bytes."""
-
-    callback_url: str
-    ports: range
-    worker_host: str
-    heartbeat_interval: float
-    stale_after: float
-    drain_timeout: float
-    term_grace: float
-    orphan_timeout: float
-    prompt_cache_bytes: int
-    engines: dict[str, EngineOptions]
-    limits: Limits
-    hard_memory_limit: bool = False
-    health_timeout: float = 5.0
-    leaves_workers: bool = False
-    restart: RestartRules = field(default_factory=RestartRules)
-
-
 Admit = Callable[[Worker, int, StoredWorker | None, Claim | None], Awaitable[Record]]
 """Registers a worker, with its port and its claim, and starts its supervisor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """The outside world, as daemon.py or a test builds it."""
-
-    node: Node
-    store: Store
-    library: Library
-    probe: Probe
-    machine: Machine
-    sizer: Sizer
-    peaks: Peaks
 
 
 def utc_now() -> datetime:
@@ -108,6 +75,8 @@ class Pool:
             registry,
             routes,
         )
+        self._launching = Launching(options, adapters, registry, routes, policy, self.admissions.uuids)
+        self.engine_key = self._launching.engine_key
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
         self._closing = Closing(self._supervisors, self._patience, leaves_workers=options.leaves_workers)
         self._around = Surroundings(
@@ -118,8 +87,8 @@ class Pool:
             patience=self._patience,
             wall_clock=utc_now,
             launch=self._launch,
-            engine_key=self.engine_key,
-            answers=self._answers,
+            engine_key=self._launching.engine_key,
+            answers=self._launching.answers,
             restarts=Restarts(self.circuits, self._adopted, self._why_not_again),
             on_illegal_event=self._count_illegal_event,
             on_gone=self._gone,
@@ -162,7 +131,7 @@ class Pool:
                 raise self.admissions.refused(verdict)
             # Once more: its kind may have failed meanwhile, or be having its one try.
             self.circuits.check(worker.spec)
-            port = self._free_port()
+            port = self._launching.free_port()
             self.circuits.begin(worker.spec)
             return await admit(worker, port, None, verdict.claim)
 
@@ -236,11 +205,6 @@ class Pool:
             worker_id=worker_id,
         )
         self.end(worker_id, events.WentStale(self._options.stale_after))
-
-    def engine_key(self, worker: Worker) -> str:
-        """The key that this incarnation's own server demands."""
-        incarnation = 0 if worker.spec.external else worker.incarnation
-        return auth.engine_key(self._policy.worker_secret, worker.spec.worker_id, incarnation)
 
     async def adopt(self, rows: Sequence[StoredWorker]) -> None:
         """Register the workers of an earlier hive; ``wait_adopted`` tells when it is known what lives of them."""
@@ -354,39 +318,11 @@ class Pool:
         return verdict.message
 
     async def _launch(self, record: Record) -> Launch:
-        spec, options = record.worker.spec, self._options
         if record.worker.incarnation > 1:
             await self.admissions.wait_returned(record)
             if (reason := await self._why_not_again(record.worker)) is not None:
                 raise DoesNotFit(reason)
-        # One that was taken over and has never said where it serves.
-        record.port = record.port or self._free_port()
-        return Launch(
-            spec=spec,
-            incarnation=record.worker.incarnation,
-            port=record.port,
-            port_last=options.ports.stop - 1,
-            model_path=await self._adapters.library.locate(model_ref.parse(spec.model_ref)),
-            token=auth.worker_token(self._policy.worker_secret, spec.worker_id, record.worker.incarnation),
-            host=options.worker_host,
-            callback_url=options.callback_url,
-            heartbeat_interval=options.heartbeat_interval,
-            orphan_timeout=options.orphan_timeout,
-            # The hive has drained it already when it signals, so the keeper waits for little more than nothing.
-            drain_timeout=options.term_grace / 2,
-            end_timeout=options.term_grace,
-            prompt_cache_bytes=options.prompt_cache_bytes,
-            engine=options.engines.get(spec.engine, EngineOptions()),
-            placement=record.placement,
-            device_uuids=self.admissions.uuids(record.placement),
-            memory_limit_bytes=self._hard_limit(spec),
-        )
-
-    def _hard_limit(self, spec: WorkerSpec) -> int | None:
-        if not self._options.hard_memory_limit:
-            return None
-        limit = self._options.limits.max_worker_memory
-        return min(limit, spec.max_memory_bytes or limit)
+        return await self._launching.launch(record)
 
     def check_engine(self, spec: WorkerSpec) -> None:
         if spec.engine in ("llama-cpp", "synthetic"):
@@ -421,18 +357,6 @@ class Pool:
         while (worker_id := f"w-{secrets.token_hex(4)}") in self._registry:
             pass
         return worker_id
-
-    def _free_port(self) -> int:
-        ports = self._options.ports
-        taken = {record.port for record in self._registry}
-        taken |= {r.port for r in self._routes if r.port}
-        while (port := first_free(ports, taken)) is not None:
-            if self._adapters.node.port_is_free(self.worker_host, port):
-                return port
-            taken.add(port)
-        raise NoPortLeft(
-            f"No port is free in {ports.start}-{ports.stop - 1}; widen workers.port_range or stop a worker."
-        )
 
     def _load_changed(self, worker_id: str) -> None:
         supervisor = self._supervisors.get(worker_id)
@@ -478,17 +402,3 @@ class Pool:
             # It has no process, and is admitted again before it gets one: nobody shall wait for what it does not use.
             record.claim = None
             self._let_refused_ask_again()
-
-    async def _answers(self, row: StoredWorker) -> bool:
-        """Whether the server of a stored worker answers to the key that only its own incarnation takes."""
-        key = auth.engine_key(self._policy.worker_secret, row.spec.worker_id, row.incarnation)
-        engine = self._options.engines.get(row.spec.engine)
-        path = engine.health_path if engine is not None and engine.command else "/v1/models"
-        try:
-            with anyio.fail_after(self._options.health_timeout):
-                reply = await self._adapters.probe.get(row.url, path, key)
-        except (OSError, TimeoutError):
-            return False
-        # A server of llama.cpp's kind lists its worker's id, so a stranger that answers to any key is found out.
-        is_named = row.spec.worker_id.encode() in reply.body
-        return reply.status == 200 and (is_named or path != "/v1/models")
