@@ -85,7 +85,7 @@ class Admissions:
 
     async def choose(self, spec: WorkerSpec) -> Choice:
         """The backend and the devices that a worker may use. Raises InvalidField."""
-        machine = await self._sources.machine.look()
+        machine = await self._look()
         return backends.choose(spec.backend, spec.device, spec.engine, await self._build(spec), machine)
 
     async def check_floor(self) -> None:
@@ -119,8 +119,16 @@ class Admissions:
             worker_id=spec.worker_id or None,
             limit_bytes=spec.max_memory_bytes,
             download_bytes=download_bytes,
+            others=await self._others(spec, choice, survey.machine),
         )
         return admission.decide(demand, survey.machine, survey.holdings, self.limits)
+
+    async def _others(self, spec: WorkerSpec, choice: Choice, machine: MachineReading) -> tuple[DeviceReading, ...]:
+        """The devices that would do as well, had nobody asked for one."""
+        if spec.device is None or not choice.devices:
+            return ()
+        free = backends.choose(choice.backend, None, spec.engine, await self._build(spec), machine)
+        return tuple(device for device in free.devices if device not in choice.devices)
 
     async def readmit(self, spec: WorkerSpec) -> Verdict:
         """``decide`` for a worker that is started again. Raises RequestError where its model or backend is gone."""
@@ -173,12 +181,18 @@ class Admissions:
         In that order, memory that is taken in between counts twice, and never not at all.
         """
         fresh = await self._measure_those_in_motion()
-        machine = await self._sources.machine.look()
+        machine = await self._look()
         self._uuids.update({(device.backend, device.index): device.uuid for device in machine.devices})
         now = anyio.current_time()
         records = [*self._registry, *self._registry.departed.values()]
         holdings = [self._holding(record, fresh, machine, now) for record in records]
         return Survey(machine, tuple(holding for holding in holdings if holding is not None))
+
+    async def _look(self, max_age: float = MAX_READING_AGE) -> MachineReading:
+        try:
+            return await self._sources.machine.look(max_age)
+        except OSError as error:
+            raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
         """What the workers hold that are starting, loading or ending, by id."""
@@ -225,7 +239,7 @@ class Admissions:
         """Called after each sampling: keeps the peaks, and what each worker has of the devices."""
         records = [record for record in self._registry if record.claim is not None]
         if any(record.claim and record.claim.placement.devices for record in records):
-            devices: Sequence[DeviceReading] = (await self._sources.machine.look()).devices
+            devices: Sequence[DeviceReading] = (await self._look()).devices
         else:
             devices = ()
         for record in records:
@@ -263,7 +277,7 @@ class Admissions:
         placement, free = record.claim.placement, None
         with anyio.move_on_after(RETURN_TIMEOUT):
             while True:
-                machine = await self._sources.machine.look(max_age=RETURN_INTERVAL)
+                machine = await self._look(RETURN_INTERVAL)
                 devices = [device for device in on(placement, machine.devices) if device.is_live]
                 known = [device.held for device in devices if device.held is not None]
                 now_free = [device.free_bytes for device in devices]
