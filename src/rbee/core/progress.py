@@ -165,7 +165,7 @@ def over_memory(footprint: Footprint, own_limit: int | None, limit: int, expecte
     held, allowed = size_text(footprint.private_bytes), size_text(smaller)
     if held == allowed:
         held, allowed = f"{footprint.private_bytes} bytes", f"{smaller} bytes"
-    admitted = "" if expected is None else f" (it was admitted with {_size(expected)})"
+    admitted = "" if expected is None else f" (it was admitted with {size_text(expected)})"
     return f"it holds {held} of memory{admitted}, more than the {allowed} that {setting} allows; raise that for more"
 
 

@@ -14,7 +14,7 @@ from rbee.core.admission import Demand, Limits, Resource, Verdict
 from rbee.core.backends import Choice
 from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
 from rbee.core.engine_args import COMMAND, LLAMA_CPP
-from rbee.core.errors import DoesNotFit, RequestError
+from rbee.core.errors import ControlUnavailable, DoesNotFit, RequestError
 from rbee.core.launch import EngineOptions, Footprint
 from rbee.core.model_header import ModelFacts
 from rbee.core.resources import DeviceReading, EngineBuild, MachineReading
@@ -238,16 +238,24 @@ class Admissions:
     async def note_measured(self) -> None:
         """Called after each sampling: keeps the peaks, and what each worker has of the devices."""
         records = [record for record in self._registry if record.claim is not None]
-        if any(record.claim and record.claim.placement.devices for record in records):
-            devices: Sequence[DeviceReading] = (await self._look()).devices
-        else:
-            devices = ()
+        devices = await self._devices_of(records)
         for record in records:
             if record.footprint is None or record.claim is None:
                 record.vram = None
                 continue
             record.vram = vram_of(record.claim.placement, record.footprint, devices)
             await self._note_peak(record, record.claim.placement, record.footprint)
+
+    async def _devices_of(
+        self, records: Sequence[Record], max_age: float = MAX_READING_AGE
+    ) -> tuple[DeviceReading, ...]:
+        if not any(record.placement.devices for record in records):
+            return ()
+        try:
+            return (await self._look(max_age)).devices
+        except ControlUnavailable as error:
+            log.warning("devices_not_measured", reason=error.message)
+            return ()
 
     async def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
         spec = replace(record.worker.spec, engine=self._kind(record.worker.spec))
@@ -274,18 +282,17 @@ class Admissions:
         pids, record.pids = record.pids, ()
         if record.claim is None or not record.claim.placement.devices:
             return
-        placement, free = record.claim.placement, None
+        placement = record.claim.placement
         with anyio.move_on_after(RETURN_TIMEOUT):
+            before: list[int] | None = None
             while True:
-                machine = await self._look(RETURN_INTERVAL)
-                devices = [device for device in on(placement, machine.devices) if device.is_live]
-                known = [device.held for device in devices if device.held is not None]
-                now_free = [device.free_bytes for device in devices]
+                devices = on(placement, await self._devices_of([record], RETURN_INTERVAL))
+                holders = {pid for device in devices for pid in device.held or ()}
                 # A driver that names no processes is done when it gives back no more.
-                is_done = len(known) == len(devices) or now_free == free
-                if is_done and not any(pid in held for held in known for pid in pids):
+                free = [device.free_bytes for device in devices if device.is_live and device.held is None]
+                if holders.isdisjoint(pids) and (not free or free == before):
                     return
-                free = now_free
+                before = free
                 await anyio.sleep(RETURN_INTERVAL)
         log.warning("vram_not_returned", worker_id=record.worker_id, devices=placement.devices, pids=pids)
 
