@@ -103,8 +103,10 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "--hang-after": Whole(0, 1 << 50),
         "--hold-bytes": Whole(0, 1 << 50),
         "--load-seconds": Number(),
+        "--map-bytes": Whole(0, 1 << 50),
         "--stall-load": Flag(),
         "--tokens-per-second": Number(above=0.0),
+        "--vram-bytes": Whole(0, 1 << 50),
     },
 }
 
