@@ -12,15 +12,15 @@ from rbee.nodes.lanes import MEMORY
 
 
 class Gpus(Protocol):
-    async def read(self) -> tuple[DeviceReading, ...]:
-        """The devices that drivers report, as of at most 2 s ago; a driver that fails is one without devices."""
+    async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
+        """The devices that drivers report, at most *max_age* seconds old; a driver that fails has none."""
         ...
 
 
 class NoGpus:
     """A machine without accelerators."""
 
-    async def read(self) -> tuple[DeviceReading, ...]:
+    async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
         return ()
 
 
@@ -41,7 +41,7 @@ class LocalMachine:
         self._gpus = gpus or NoGpus()
         self._read_memory = read_memory
 
-    async def look(self) -> MachineReading:
+    async def look(self, max_age: float = 2.0) -> MachineReading:
         # Before the first of them is read: whatever was settled by then is in all of them.
         at = anyio.current_time()
         return MachineReading(
@@ -49,7 +49,7 @@ class LocalMachine:
             memory=await MEMORY.run(self._read_memory),
             models_disk=await self._models_disk.look(),
             state_disk=await self._state_disk.look(),
-            devices=await self._gpus.read(),
+            devices=await self._gpus.read(max_age),
         )
 
     async def build_of(self, python: str) -> EngineBuild:
