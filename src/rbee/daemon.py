@@ -5,13 +5,11 @@ import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-import psutil
 import structlog
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
@@ -19,7 +17,9 @@ from anyio.abc import TaskGroup, TaskStatus
 from rbee import __version__
 from rbee.config.settings import Settings
 from rbee.core import auth
+from rbee.core.admission import Limits
 from rbee.core.launch import EngineOptions
+from rbee.core.resources import DiskReading, MachineReading, MemoryReading
 from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Restart
@@ -27,8 +27,9 @@ from rbee.gateway.options import GatewayOptions
 from rbee.gateway.server import Gateway
 from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.monitor import Monitor, MonitorOptions
+from rbee.hive.options import Adapters, PoolOptions
 from rbee.hive.orders import Defaults, Order
-from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
@@ -36,7 +37,7 @@ from rbee.nodes import descriptors
 from rbee.nodes.local import LocalNode
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
-from rbee.observability.metrics import MachineReading, Metrics, Sources
+from rbee.observability.metrics import Metrics, Sources
 from rbee.observability.transitions import log_transition
 from rbee.storage import secret
 from rbee.storage.sockets import bind_private
@@ -82,9 +83,11 @@ class Daemon:
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         probe = HttpProbe()
+        self._machine = LocalMachine(Disk(settings.models.directory), Disk(state_dir), ask_build, NvidiaGpus())
+        models = self._models = ModelStore(state_dir / "models.db")
         self._pool = Pool(
             pool_options(settings, control_path),
-            Adapters(self._node, self._store, library, probe),
+            Adapters(self._node, self._store, library, probe, self._machine, Sizer(models), models),
             self._registry,
             self._routes,
             self._policy,
@@ -106,6 +109,7 @@ class Daemon:
             probe,
             self._pool.engine_key,
             self._pool.end,
+            self._pool.admissions.note_measured,
         )
         beat = settings.heartbeat
         self._heartbeats = Heartbeats(
@@ -121,7 +125,8 @@ class Daemon:
             gateway_options(settings, control_path), self._routes, self._policy, self._metrics.used, __version__
         )
         self._control: ControlServer | None = None
-        self._machine, self._machine_is_hidden = MachineReading(0, 0, 0, 0), False
+        nothing = DiskReading("", 0, 0)
+        self._reading, self._machine_is_hidden = MachineReading(0.0, MemoryReading(0, 0), nothing, nothing), False
         self._stopping = False
         self._left: list[str] = []
 
@@ -140,6 +145,7 @@ class Daemon:
             rows = await self._store.load()
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._pool.run)
+                await self._pool.admissions.load_peaks()
                 await self._pool.adopt(rows)
                 # From here on a signal finds every worker that there is.
                 tasks.start_soon(self._obey, signals, tasks)
@@ -182,6 +188,7 @@ class Daemon:
                 node=self._node,
                 policy=self._policy,
                 defaults=defaults(settings),
+                limits=limits(settings),
                 metrics_page=lambda accept: context.Page(*self._metrics.page(accept)),
                 heartbeat_interval=settings.heartbeat.interval,
                 orphan_timeout=orphan_timeout(settings),
@@ -195,9 +202,10 @@ class Daemon:
             queue_depth=self._gateway.waiting,
             in_flight=self._gateway.in_flight,
             illegal_events=lambda: self._pool.illegal_events,
-            machine=lambda: self._machine,
+            machine=lambda: self._reading,
             circuit_activations=lambda: self._pool.circuits.activations,
             open_circuits=self._pool.circuits.open_by_model,
+            spawn_refusals=lambda: self._pool.admissions.refusals,
         )
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -209,14 +217,13 @@ class Daemon:
             await self._look_at_machine()
 
     async def _look_at_machine(self) -> None:
-        directory = self._settings.models.directory
         try:
-            self._machine = await anyio.to_thread.run_sync(read_machine, directory, abandon_on_cancel=True)
+            self._reading = await self._machine.look()
             self._machine_is_hidden = False
         except OSError as error:
-            # No descriptor left, or a disk that is away: the last reading is better than no hive.
+            # No descriptor left: the last reading is better than no hive.
             if not self._machine_is_hidden:
-                log.error("machine_not_read", directory=str(directory), reason=str(error))  # noqa: TRY400
+                log.error("machine_not_read", reason=str(error))  # noqa: TRY400
             self._machine_is_hidden = True
 
     async def _obey(self, signals: Any, tasks: TaskGroup) -> None:
@@ -245,6 +252,7 @@ class Daemon:
             await self._control.ended.wait()
         await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
         self._store.close()
+        self._models.close()
         await anyio.Path(self._control_path).unlink(missing_ok=True)
         self._notifier.close()
         log.info("hive_stopped", would_not_stop=self._left)
@@ -321,9 +329,22 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
             name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
             for name, engine in settings.engine.items()
         },
+        limits=limits(settings),
+        hard_memory_limit=settings.limits.hard_memory_limit,
         health_timeout=settings.monitor.health_timeout,
         leaves_workers=settings.lifecycle.on_shutdown == "leave",
         restart=RestartRules(**settings.restart.model_dump(exclude={"policy"})),
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    limits = settings.limits
+    return Limits(
+        limits.max_worker_memory,
+        limits.min_free_memory,
+        limits.min_free_vram,
+        limits.min_free_disk,
+        log_bytes=settings.log.max_bytes,
     )
 
 
@@ -386,15 +407,7 @@ def defaults(settings: Settings) -> Defaults:
     return Defaults(workers.engine, workers.ctx_size, workers.slots, Restart(settings.restart.policy), models)
 
 
-def read_machine(model_directory: Path) -> MachineReading:
-    """Memory, and the disk of the nearest directory that exists: the models' own is made with the first of them."""
-    existing = next(path for path in (model_directory, *model_directory.parents) if path.exists())
-    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(existing))
-    return MachineReading(memory.available, memory.total, disk.free, disk.total)
-
-
 NOT_BUILT: Final = (
-    "limits.min_",
     "lifecycle.idle_timeout",
     "gateway.affinity",
     "models.max_bytes",

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field
 import anyio
 
 from rbee.core import auth
+from rbee.core.admission import Limits
+from rbee.core.claims import Peak
 from rbee.core.errors import ModelNotFound
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Footprint, Launch, ProcessIdentity, Reply, StoredWorker
+from rbee.core.model_header import ModelFacts
 from rbee.core.model_ref import ModelRef
+from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading, MemoryReading
 from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
-from rbee.hive.pool import Adapters, Pool, PoolOptions
+from rbee.hive.options import Adapters, PoolOptions
+from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 
@@ -234,6 +239,57 @@ class FakeLibrary:
         return f"/models/{ref.name}.gguf"
 
 
+GIB = 2**30
+
+
+@dataclass(eq=False)
+class FakeMachine:
+    """Has as much as a test says. ``looks``: how often it was looked at; ``fail``: the next looks raise it."""
+
+    memory: MemoryReading = field(default_factory=lambda: MemoryReading(64 * GIB, 60 * GIB))
+    disk: DiskReading = field(default_factory=lambda: DiskReading("/models", 1000 * GIB, 500 * GIB))
+    devices: tuple[DeviceReading, ...] = ()
+    builds: dict[str, EngineBuild] = field(default_factory=dict)
+    looks: int = 0
+    fail: OSError | None = None
+
+    async def look(self, max_age: float = 2.0) -> MachineReading:
+        await anyio.lowlevel.checkpoint()
+        self.looks += 1
+        if self.fail is not None:
+            raise self.fail
+        return MachineReading(anyio.current_time(), self.memory, self.disk, self.disk, self.devices)
+
+    async def build_of(self, python: str) -> EngineBuild:
+        await anyio.lowlevel.checkpoint()
+        return self.builds.get(python, EngineBuild())
+
+
+class FakeSizer:
+    """Every model's file has ``size_bytes`` and no header, unless ``known`` says more of its path."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.known: dict[str, ModelFacts] = {}
+
+    async def facts(self, path: str) -> ModelFacts:
+        await anyio.lowlevel.checkpoint()
+        return self.known.get(path, ModelFacts(self.size_bytes))
+
+
+class FakePeaks:
+    def __init__(self) -> None:
+        self.saved: dict[str, Peak] = {}
+
+    async def load(self) -> Mapping[str, Peak]:
+        await anyio.lowlevel.checkpoint()
+        return dict(self.saved)
+
+    async def save(self, key: str, peak: Peak) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.saved[key] = peak
+
+
 @dataclass(eq=False)
 class FakeHive:
     """A pool with all that is round it; ``options`` are short where a test would have to wait."""
@@ -250,6 +306,7 @@ class FakeHive:
             orphan_timeout=300.0,
             prompt_cache_bytes=0,
             engines={},
+            limits=Limits(8 * GIB, 2 * GIB, 1 * GIB, 10 * GIB),
             restart=RestartRules(jitter=0.0),
         )
     )
@@ -258,12 +315,15 @@ class FakeHive:
     store: FakeStore = field(default_factory=FakeStore)
     library: FakeLibrary = field(default_factory=FakeLibrary)
     probe: FakeProbe = field(default_factory=FakeProbe)
+    machine: FakeMachine = field(default_factory=FakeMachine)
+    sizer: FakeSizer = field(default_factory=FakeSizer)
+    peaks: FakePeaks = field(default_factory=FakePeaks)
     registry: Registry = field(default_factory=Registry)
     routes: RouteTable = field(default_factory=RouteTable)
     policy: auth.AuthPolicy = field(default_factory=lambda: auth.AuthPolicy(digests={}, worker_secret=SECRET))
 
     def __post_init__(self) -> None:
-        adapters = Adapters(self.node, self.store, self.library, self.probe)
+        adapters = Adapters(self.node, self.store, self.library, self.probe, self.machine, self.sizer, self.peaks)
         self.pool = Pool(self.options, adapters, self.registry, self.routes, self.policy)
         self.reception = Reception(self.reception_options, self.pool, self.registry, self.node)
 

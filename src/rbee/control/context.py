@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from rbee.control.guard import CALLER
 from rbee.core import auth
+from rbee.core.admission import Limits
 from rbee.core.routing import RouteTable
 from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.orders import Defaults
@@ -35,6 +36,7 @@ class Context:
     node: Node
     policy: auth.AuthPolicy
     defaults: Defaults
+    limits: Limits
     metrics_page: Callable[[str], Page]
     heartbeat_interval: float
     orphan_timeout: float

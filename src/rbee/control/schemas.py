@@ -65,6 +65,8 @@ class OwnSpec(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
+    backend: str = Field("cpu", pattern=NAME)
+    device: int | None = Field(None, ge=0, le=1023)
     engine: str = Field(pattern=NAME)
     engine_args: EngineArguments = []
     ctx_size: int = Field(ge=1, le=MAX_CTX_SIZE)

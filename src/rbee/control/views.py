@@ -19,8 +19,8 @@ def worker_view(record: Record, in_flight: int, circuit: CircuitReport | None, n
         message=worker.message,
         model_ref=spec.model_ref,
         alias=spec.alias,
-        backend=spec.backend,
-        device=spec.device,
+        backend=record.placement.backend,
+        device=next(iter(record.placement.devices), 0),
         engine=spec.engine,
         engine_args=list(spec.engine_args),
         pid=worker.pid,
@@ -55,7 +55,7 @@ def _memory_view(record: Record) -> MemoryView:
     return MemoryView(
         rss_bytes=said.rss_bytes if seen is None else seen.rss_bytes,
         private_bytes=None if seen is None else seen.private_bytes,
-        vram_bytes=said.vram_bytes,
+        vram_bytes=said.vram_bytes if record.vram is None else sum(record.vram.values()),
     )
 
 

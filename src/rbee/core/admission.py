@@ -1,122 +1,91 @@
 """Whether a worker fits: every number of the answer, and what would make it fit."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-from rbee.core.claims import Claim, Holding, Need, Placement
-from rbee.core.resources import DeviceReading, MachineReading
+from rbee.core.advice import Case, advise
+from rbee.core.checks import (
+    floor_check,
+    listed,
+    models_disk_check,
+    no_device_check,
+    ram_check,
+    state_disk_check,
+    vram_check,
+)
+from rbee.core.claims import Claim, Holding, Placement
+from rbee.core.ledger import Ledger, Room, open_ledger, ram_account
+from rbee.core.placing import Placed, place
+from rbee.core.resources import MachineReading
+from rbee.core.verdicts import Advice, Check, Demand, Limits, Resource, Share, Verdict
 
-
-class Resource(StrEnum):
-    """The label of ``rbee_hive_worker_spawn_resource_failures_total``."""
-
-    RAM = "ram"
-    VRAM = "vram"
-    DISK = "disk"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bytes. ``log_bytes``: what a new worker's log may grow to on the state directory's disk."""
-
-    max_worker_memory: int
-    min_free_memory: int
-    min_free_vram: int
-    min_free_disk: int
-    log_bytes: int = 0
+__all__ = ["Advice", "Check", "Demand", "Limits", "Resource", "Share", "Verdict", "decide", "floor", "floor_details"]
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What is asked for. ``devices``: those that may be used, none for the CPU; more than one may share a model.
-
-    ``size`` gives the need for a placement and a context size. ``worker_id``: of one that is started again, whose own
-    claim does not count against it. ``limit_bytes``: its max_memory_bytes. ``download_bytes``: of a model that would
-    have to be fetched first.
-    """
-
-    model_ref: str
-    backend: str
-    devices: tuple[DeviceReading, ...]
-    ctx_size: int
-    size: Callable[[Placement, int], Need]
-    worker_id: str | None = None
-    limit_bytes: int | None = None
-    download_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one worker has of a resource: ``claimed_bytes``, of which ``held_bytes`` are taken already."""
-
-    worker_id: str
-    model_ref: str
-    claimed_bytes: int
-    held_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One resource. It fits when need <= free - reserved - margin, and need <= limit where there is one.
-
-    ``where``: the device's name and number, or the disk's path; empty for host memory. ``reserved_bytes``: what is
-    claimed and not taken yet, by ``holders``. ``setting``: the name of the one to change; ``reason``: a sentence.
-    """
-
-    resource: Resource
-    need_bytes: int
-    free_bytes: int
-    reserved_bytes: int
-    margin_bytes: int
-    fits: bool
-    reason: str
-    device: int | None = None
-    where: str = ""
-    limit_bytes: int | None = None
-    setting: str = ""
-    holders: tuple[Share, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What would make it fit: a sentence, and the one value that it is about."""
-
-    text: str
-    ctx_size: int | None = None
-    device: int | None = None
-    stop: tuple[str, ...] = ()
-    setting: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The answer. ``claim``: what is granted where it fits, what would have been where not."""
-
-    fits: bool
-    model_ref: str
-    ctx_size: int
-    claim: Claim
-    checks: tuple[Check, ...]
-    advice: tuple[Advice, ...]
-    message: str
-
-    @property
-    def lacking(self) -> tuple[Resource, ...]:
-        """The resources that do not suffice, each once."""
-        return tuple(dict.fromkeys(check.resource for check in self.checks if not check.fits))
-
-    def details(self) -> dict[str, Any]:
-        """The verdict as JSON values: body of a 507, answer of POST /v1/admission, log."""
-        raise NotImplementedError
+NAMED_DEVICES: Final = 2
+"""How many devices with too little memory a message tells of; the verdict has them all."""
 
 
 def decide(demand: Demand, machine: MachineReading, holdings: Sequence[Holding], limits: Limits) -> Verdict:
     """Whether the demand fits beside what is held."""
-    raise NotImplementedError
+    ledger = open_ledger(demand, machine, holdings)
+    room = ledger.room(demand, limits)
+    placed = place(demand, room, demand.ctx_size)
+    checks = _checks(demand, ledger, limits, placed)
+    fits = all(check.fits for check in checks)
+    advice: tuple[Advice, ...] = ()
+    if not fits and (demand.devices or demand.backend == "cpu"):
+        advice = advise(Case(demand, ledger, limits, checks))
+    if placed.over_bytes:
+        checks += _checks_elsewhere(demand, ledger, limits, placed, room)
+    claim = Claim(placed.placement, placed.need)
+    message = _message(demand, placed.placement, checks, advice)
+    return Verdict(fits, demand.model_ref, demand.ctx_size, claim, checks, advice, message)
 
 
 def floor(machine: MachineReading, holdings: Sequence[Holding], limits: Limits) -> Check:
     """Whether even the memory that must stay free is left, before anything is known of a model."""
-    raise NotImplementedError
+    return floor_check(ram_account(machine, holdings), limits)
+
+
+def floor_details(check: Check) -> dict[str, Any]:
+    """What a 507 says where nothing is known of the model yet: the same names as in ``Verdict.details``."""
+    return {"fits": check.fits, "message": check.reason, "resources": [check.details()]}
+
+
+def _checks(demand: Demand, ledger: Ledger, limits: Limits, placed: Placed) -> tuple[Check, ...]:
+    """Of host memory, each device of the placement, and the disks."""
+    checks = [ram_check(demand, ledger, limits, placed.need.ram.total_bytes)]
+    readings = {device.index: device for device in demand.devices}
+    for number, parts in zip(placed.placement.devices, placed.need.vram, strict=True):
+        checks.append(vram_check(readings[number], ledger.vram[number], limits, parts.total_bytes))
+    if not demand.devices and demand.backend != "cpu":
+        checks.append(no_device_check(demand.backend))
+    checks.append(state_disk_check(ledger, limits))
+    if demand.download_bytes:
+        checks.append(models_disk_check(demand, ledger, limits))
+    return tuple(checks)
+
+
+def _checks_elsewhere(demand: Demand, ledger: Ledger, limits: Limits, placed: Placed, room: Room) -> tuple[Check, ...]:
+    """Of the devices that were looked at and not taken: what the whole model would need there."""
+    checks = []
+    for device in demand.devices:
+        if device.index not in placed.placement.devices:
+            whole = demand.size(Placement(demand.backend, (device.index,), (1.0,)), demand.ctx_size)
+            checks.append(vram_check(device, ledger.vram[device.index], limits, whole.vram[0].total_bytes))
+    return tuple(checks)
+
+
+def _message(demand: Demand, placement: Placement, checks: Sequence[Check], advice: Sequence[Advice]) -> str:
+    what = f"{demand.model_ref} with a context of {demand.ctx_size} tokens"
+    numbers = [str(number) for number in placement.devices]
+    lacking = [check for check in checks if not check.fits]
+    if not lacking:
+        return f"{what} fits on {f'{placement.backend} {listed(numbers)}' if numbers else 'the CPU'}."
+    devices = [check for check in lacking if check.device is not None]
+    told = [check.reason for check in lacking if check not in devices[NAMED_DEVICES:]]
+    untold = len(devices) - NAMED_DEVICES
+    if untold > 0:
+        told.append(f"{untold} more {'device has' if untold == 1 else 'devices have'} too little left.")
+    return " ".join([f"{what} does not fit.", *told, *(one.text for one in advice)])

@@ -13,6 +13,11 @@ from rbee.core.errors import InvalidField
 MAX_TEXT: Final = 65_536
 """Characters of one value; the longest chat templates in use have about 20,000."""
 
+LLAMA_CPP: Final = "llama-cpp"
+COMMAND: Final = "command"
+SYNTHETIC: Final = "synthetic"
+"""The kinds of engine that there are."""
+
 CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _PLAIN_CACHE_TYPES: Final = ("f32", "f16", "bf16")
 
@@ -98,8 +103,10 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "--hang-after": Whole(0, 1 << 50),
         "--hold-bytes": Whole(0, 1 << 50),
         "--load-seconds": Number(),
+        "--map-bytes": Whole(0, 1 << 50),
         "--stall-load": Flag(),
         "--tokens-per-second": Number(above=0.0),
+        "--vram-bytes": Whole(0, 1 << 50),
     },
 }
 

@@ -8,6 +8,8 @@ from rbee.core.worker import WorkerSpec
 def told(spec: WorkerSpec) -> dict[str, object]:
     """What a worker cannot know of itself, and tells a hive that has lost its own record of it."""
     return {
+        "backend": spec.backend,
+        "device": spec.device,
         "engine": spec.engine,
         "engine_args": spec.engine_args,
         "ctx_size": spec.ctx_size,

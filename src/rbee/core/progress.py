@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from rbee.core.launch import Footprint, Telemetry
+from rbee.core.sizes import size_text
 
 PROCESSOR_SHARE: Final = 1.0 / 120.0
 """Of one core: the 1 s in 120 s of processor time under which a busy worker counts as hung (DESIGN section 3)."""
@@ -151,17 +152,21 @@ def loads_too_long(began: float, now: float, load_limit: float) -> str | None:
     return f"it was not ready after {_seconds(now - began)}, the most that lifecycle.load_limit allows"
 
 
-def over_memory(footprint: Footprint, own_limit: int | None, limit: int) -> str | None:
-    """Why a worker has too much memory of its own, or None. ``own_limit``, ``limit``: bytes, the smaller one holds."""
+def over_memory(footprint: Footprint, own_limit: int | None, limit: int, expected: int | None = None) -> str | None:
+    """Why a worker has too much memory of its own, or None. ``own_limit``, ``limit``: bytes, the smaller one holds.
+
+    ``expected``: what it was admitted with, for the words alone: more than that ends nobody.
+    """
     smaller, setting = limit, "limits.max_worker_memory"
     if own_limit is not None and own_limit < limit:
         smaller, setting = own_limit, "its max_memory_bytes"
     if footprint.private_bytes <= smaller:
         return None
-    held, allowed = _size(footprint.private_bytes), _size(smaller)
+    held, allowed = size_text(footprint.private_bytes), size_text(smaller)
     if held == allowed:
         held, allowed = f"{footprint.private_bytes} bytes", f"{smaller} bytes"
-    return f"it holds {held} of memory, more than the {allowed} that {setting} allows; raise that to give it more"
+    admitted = "" if expected is None else f" (it was admitted with {size_text(expected)})"
+    return f"it holds {held} of memory{admitted}, more than the {allowed} that {setting} allows; raise that for more"
 
 
 def quiet(before: Quiet | None, work: Work, now: float, ready_since: float) -> Quiet:
@@ -199,7 +204,3 @@ def _used_over(still: Still, seen: Motion, seconds: float) -> float | None:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"

@@ -40,3 +40,8 @@ def need_of(
 ) -> Need:
     """What a worker for *spec* takes, whatever its engine; a *peak* of the same settings replaces a lower figure."""
     raise NotImplementedError
+
+
+def peak_key(spec: WorkerSpec, placement: Placement, prompt_cache_bytes: int) -> str:
+    """Names what a peak is remembered for: the model with all settings that decide how much it takes."""
+    raise NotImplementedError

@@ -73,12 +73,15 @@ class Restart(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What was asked for. ``ctx_size``: tokens one request may use; ``idle_timeout``: seconds, None never."""
+    """What was asked for. ``ctx_size``: tokens one request may use; ``idle_timeout``: seconds, None never.
+
+    ``backend``: may be 'auto'; ``device``: None for any.
+    """
 
     worker_id: str
     model_ref: str
     backend: str = "cpu"
-    device: int = 0
+    device: int | None = None
     engine: str = "llama-cpp"
     engine_args: tuple[str, ...] = ()
     alias: str | None = None

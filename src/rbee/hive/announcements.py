@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from rbee.core.addresses import base_url
+from rbee.core.claims import Placement
 from rbee.core.errors import InvalidField
 from rbee.core.events import AnnouncedFailed, AnnouncedLoading, AnnouncedReady
 from rbee.core.worker import Restart, WorkerSpec
@@ -35,17 +36,19 @@ class Announcement:
 
     def own_spec(self) -> WorkerSpec:
         """What one of our own workers is. One that cannot say all of it gets the defaults."""
-        known = self.own or WorkerSpec(self.worker_id, self.model_ref, restart=Restart.NEVER)
+        unknown = WorkerSpec(self.worker_id, self.model_ref, self.backend, self.device, restart=Restart.NEVER)
         return replace(
-            known,
+            self.own or unknown,
             worker_id=self.worker_id,
             model_ref=self.model_ref,
-            backend=self.backend,
-            device=self.device,
             alias=self.alias,
             slots=self.slots_total,
             external=False,
         )
+
+    def placement(self) -> Placement:
+        """Where it runs, as far as it tells."""
+        return Placement() if self.backend == "cpu" else Placement(self.backend, (self.device,), (1.0,))
 
     def spec(self) -> WorkerSpec:
         """What a worker started by hand is, as far as it tells."""

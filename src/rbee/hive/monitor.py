@@ -1,6 +1,6 @@
 """Asks every worker for its health, measures its memory, and ends what is hung, unhealthy, stuck, too big or idle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -11,9 +11,11 @@ import structlog
 from rbee.core import liveness, progress
 from rbee.core.events import Condemned, EndRequested, Event
 from rbee.core.exits import ExitReason
+from rbee.core.launch import Footprint
 from rbee.core.progress import Motion, Quiet, Reading, Still, Work
 from rbee.core.routing import Route, RouteTable
 from rbee.core.worker import TRANSITIONS, Worker, WorkerState
+from rbee.hive.announcements import is_on_loopback
 from rbee.hive.ports import Node, Probe
 from rbee.hive.registry import Record, Registry
 from rbee.nodes.descriptors import NONE_LEFT
@@ -25,6 +27,10 @@ LOOK_INTERVAL: Final = 1.0
 
 CHECKS_AT_ONCE: Final = 64
 """Bounds the sockets and tasks of one round of health checks."""
+
+NEAR_LIMIT: Final = 0.9
+"""Of its limit, from where on a worker is measured exactly: the cheap sum counts pages that its processes share more
+than once, and nobody is ended for that."""
 
 _LOADING: Final = (WorkerState.STARTING, WorkerState.LOADING)
 
@@ -74,7 +80,10 @@ class _Failure(NamedTuple):
 
 
 class Monitor:
-    """``end`` gets the worker's id and what is to happen to it, and applies it before it returns."""
+    """``end`` gets the worker's id and what is to happen to it, and applies it before it returns.
+
+    ``on_measured`` is called after each sampling.
+    """
 
     def __init__(
         self,
@@ -85,6 +94,7 @@ class Monitor:
         probe: Probe,
         engine_key: Callable[[Worker], str],
         end: Callable[[str, Event], None],
+        on_measured: Callable[[], Awaitable[None]],
     ) -> None:
         self._options = options
         self._registry = registry
@@ -93,6 +103,7 @@ class Monitor:
         self._probe = probe
         self._engine_key = engine_key
         self._end = end
+        self._on_measured = on_measured
         self._watches: dict[str, _Watch] = {}
         self._measured = anyio.Event()
         self._pauses = 0
@@ -116,7 +127,7 @@ class Monitor:
         worker = record.worker
         watch = self._watches.get(record.worker_id)
         if watch is None or watch.record is not record or watch.incarnation != worker.incarnation:
-            record.failed_checks, record.footprint = 0, None
+            record.failed_checks, record.footprint, record.pids = 0, None, ()
             watch = self._watches[record.worker_id] = _Watch(record, worker.incarnation, worker.since)
         return watch
 
@@ -163,7 +174,7 @@ class Monitor:
             return None
         if record.footprint is not None:
             own_limit, limit = worker.spec.max_memory_bytes, self._options.max_worker_memory
-            if reason := progress.over_memory(record.footprint, own_limit, limit):
+            if reason := progress.over_memory(record.footprint, own_limit, limit, _expected(record)):
                 return Condemned(ExitReason.OVER_MEMORY, reason)
         if worker.state is WorkerState.STARTING and worker.pid is None:
             return None  # It waits for its fork, which is nobody's fault.
@@ -226,6 +237,7 @@ class Monitor:
             due = anyio.current_time() + self._options.memory_interval
             try:
                 await self._measure()
+                await self._on_measured()
             except OSError as error:
                 # Out of descriptors, say: what was not measured is not judged.
                 log.warning("workers_not_measured", reason=str(error))
@@ -233,14 +245,16 @@ class Monitor:
 
     async def _measure(self) -> None:
         at = anyio.current_time()
-        asked = [(r, r.worker) for r in self._registry if r.worker.pid is not None and not r.worker.spec.external]
+        asked = [(r, r.worker) for r in self._registry if r.worker.pid is not None and _is_here(r.worker)]
         pids = {pid for _, worker in asked for pid in (worker.pid, worker.engine_pid) if pid is not None}
-        footprints = await self._node.measure(sorted(pids))
+        footprints = dict(await self._node.measure(sorted(pids)))
+        footprints.update(await self._measure_exactly([worker for _, worker in asked], footprints))
         for record, worker in asked:
             if not self._same_life(record, worker) or worker.pid is None:
                 continue
             watch = self._watch(record)
-            record.footprint = footprints.get(worker.pid)
+            footprint = record.footprint = footprints.get(worker.pid)
+            record.pids = tuple({*record.pids, *(footprint.pids if footprint is not None else ())})
             # Once there is an engine, it alone is watched for work: its keeper is never quite still.
             subject = worker.pid if worker.engine_pid is None else worker.engine_pid
             if subject in footprints:
@@ -249,6 +263,20 @@ class Monitor:
             if record.worker.pid is None:
                 record.footprint = None
         self._measured.set()
+
+    async def _measure_exactly(
+        self, workers: Sequence[Worker], cheaply: Mapping[int, Footprint]
+    ) -> Mapping[int, Footprint]:
+        """The footprints of those that come near their limit, by the pid of their keeper."""
+        exact: dict[int, Footprint] = {}
+        for worker in workers:
+            pid, limit = worker.pid, self._options.max_worker_memory
+            limit = min(limit, worker.spec.max_memory_bytes or limit)
+            if pid is None or pid not in cheaply or cheaply[pid].private_bytes < NEAR_LIMIT * limit:
+                continue
+            if (footprint := await self._node.measure_exactly(pid)) is not None:
+                exact[pid] = footprint
+        return exact
 
     def _same_life(self, record: Record, worker: Worker) -> bool:
         known = self._registry.find(record.worker_id)
@@ -336,3 +364,12 @@ async def _sleep_until(due: float) -> None:
 
 def _later(still: Still | None, gap: float, now: float) -> Still | None:
     return still and replace(still, since=min(now, still.since + gap))
+
+
+def _is_here(worker: Worker) -> bool:
+    """Whether its processes are on this machine."""
+    return not worker.spec.external or is_on_loopback(worker.url)
+
+
+def _expected(record: Record) -> int | None:
+    return None if record.claim is None else record.claim.need.ram.total_bytes

@@ -10,8 +10,6 @@ from rbee.core.model_ref import Scheme
 from rbee.core.own_spec import told_text
 from rbee.core.worker import Restart, WorkerSpec
 
-BACKENDS = ("cpu", "cuda", "rocm", "vulkan", "metal")
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -56,8 +54,8 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
     spec = WorkerSpec(
         worker_id="",
         model_ref=str(ref),
-        backend=_backend(order.backend),
-        device=_device(order.device),
+        backend=order.backend,
+        device=order.device,
         engine=engine,
         engine_args=order.engine_args,
         alias=order.alias,
@@ -96,23 +94,3 @@ def _with_settings(order: Order, configured: Order) -> Order:
         max_memory_bytes=order.max_memory_bytes,
         idle_timeout=order.idle_timeout if order.idle_timeout is not None else configured.idle_timeout,
     )
-
-
-def _backend(asked: str) -> str:
-    if asked in ("auto", "cpu"):
-        return "cpu"
-    if asked in BACKENDS:
-        raise InvalidField(
-            f"The backend '{asked}' is not there: the installed engine was built for the CPU alone. Use backend 'cpu'.",
-            field="backend",
-        )
-    raise InvalidField(
-        f"There is no backend '{asked[:40]}'. Known are auto, {', '.join(BACKENDS)}; here there is cpu.",
-        field="backend",
-    )
-
-
-def _device(asked: int | None) -> int:
-    if asked in (None, 0):
-        return 0
-    raise InvalidField(f"There is no device {asked}: the backend cpu has device 0 alone.", field="device")

@@ -4,7 +4,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,16 +14,21 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import auth, events, model_ref
-from rbee.core.errors import AliasInUse, InvalidField, NoPortLeft, ShuttingDown
-from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
+from rbee.core.admission import Verdict
+from rbee.core.claims import Claim
+from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, RequestError, ShuttingDown
+from rbee.core.launch import Launch, StoredWorker
 from rbee.core.liveness import seen
-from rbee.core.restart import RestartRules, key_of
+from rbee.core.model_header import ModelFacts
+from rbee.core.restart import key_of
 from rbee.core.routing import RouteTable
-from rbee.core.worker import Worker, WorkerSpec, WorkerState
+from rbee.core.worker import ALIVE, Worker, WorkerSpec, WorkerState
+from rbee.hive.admissions import AdmissionOptions, Admissions, Sources
 from rbee.hive.circuits import Circuits
 from rbee.hive.closing import Closing
 from rbee.hive.journal import Journal, Transition
-from rbee.hive.ports import Library, Node, Probe, Store
+from rbee.hive.launching import Launching
+from rbee.hive.options import Adapters, PoolOptions
 from rbee.hive.registry import Record, Registry
 from rbee.hive.restarts import Restarts
 from rbee.hive.supervisor import Patience, Supervisor, Surroundings
@@ -36,37 +41,8 @@ _REMEMBERED_ENDS: Final = 10_000
 """Ended workers whose ids are remembered: a process that was told to end must not come back by announcing itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """The settings that the pool needs. Times in seconds, sizes in bytes."""
-
-    callback_url: str
-    ports: range
-    worker_host: str
-    heartbeat_interval: float
-    stale_after: float
-    drain_timeout: float
-    term_grace: float
-    orphan_timeout: float
-    prompt_cache_bytes: int
-    engines: dict[str, EngineOptions]
-    health_timeout: float = 5.0
-    leaves_workers: bool = False
-    restart: RestartRules = field(default_factory=RestartRules)
-
-
-Admit = Callable[[Worker, int, StoredWorker | None], Awaitable[Record]]
-"""Registers a worker and starts its supervisor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """The outside world, as daemon.py or a test builds it."""
-
-    node: Node
-    store: Store
-    library: Library
-    probe: Probe
+Admit = Callable[[Worker, int, StoredWorker | None, Claim | None], Awaitable[Record]]
+"""Registers a worker, with its port and its claim, and starts its supervisor."""
 
 
 def utc_now() -> datetime:
@@ -93,6 +69,14 @@ class Pool:
         self.illegal_events = 0
         self.circuits = Circuits(options.restart, utc_now, lambda: random.uniform(-1.0, 1.0))
         self.journal = Journal()
+        self.admissions = Admissions(
+            AdmissionOptions(options.limits, options.prompt_cache_bytes, options.engines),
+            Sources(adapters.machine, adapters.sizer, adapters.peaks, adapters.library, adapters.node),
+            registry,
+            routes,
+        )
+        self._launching = Launching(options, adapters, registry, routes, policy, self.admissions.uuids)
+        self.engine_key = self._launching.engine_key
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
         self._closing = Closing(self._supervisors, self._patience, leaves_workers=options.leaves_workers)
         self._around = Surroundings(
@@ -103,15 +87,15 @@ class Pool:
             patience=self._patience,
             wall_clock=utc_now,
             launch=self._launch,
-            engine_key=self.engine_key,
-            answers=self._answers,
-            restarts=Restarts(self.circuits, self._adopted),
+            engine_key=self._launching.engine_key,
+            answers=self._launching.answers,
+            restarts=Restarts(self.circuits, self._adopted, self._why_not_again),
             on_illegal_event=self._count_illegal_event,
             on_gone=self._gone,
             on_row_left=self._row_left,
         )
         self.circuits.on_change = self._let_kind_ask_again
-        self.journal.subscribe(self._note_readiness)
+        self.journal.subscribe(self._note_transition)
         routes.subscribe_releases(self._load_changed)
 
     @property
@@ -131,20 +115,40 @@ class Pool:
     async def spawn(self, spec: WorkerSpec) -> Record:
         """Start a worker; returns once it is registered, long before it is ready.
 
-        *spec* has no id yet: it gets one. Raises ModelNotFound, NotAModelFile, AliasInUse, CircuitOpen, NoPortLeft,
-        InvalidField or ShuttingDown; nothing was started then.
+        *spec* has no id yet: it gets one. Raises InvalidField, DoesNotFit, ModelNotFound, NotAModelFile, AliasInUse,
+        CircuitOpen, NoPortLeft or ShuttingDown; nothing was started then.
         """
-        self.check_engine(spec)
-        self._check_alias_form(spec)
-        await self._adapters.library.locate(model_ref.parse(spec.model_ref))
+        await self._check_fields(spec)
         await self._adopted.wait()
+        await self.admissions.check_floor()
+        facts = await self.admissions.facts(spec)
         async with self.admission() as admit:
             self.check_alias(spec)
             worker = Worker(replace(spec, worker_id=self._new_id()), since=anyio.current_time())
             self.circuits.check(worker.spec)
-            port = self._free_port()
+            verdict = await self.admissions.decide(worker.spec, facts)
+            if not verdict.fits:
+                raise self.admissions.refused(verdict)
+            # Once more: its kind may have failed meanwhile, or be having its one try.
+            self.circuits.check(worker.spec)
+            port = self._launching.free_port()
             self.circuits.begin(worker.spec)
-            return await admit(worker, port, None)
+            return await admit(worker, port, None, verdict.claim)
+
+    async def consider(self, spec: WorkerSpec, download_bytes: int = 0) -> Verdict:
+        """What ``spawn`` would decide; nothing is started. *download_bytes*: of a model that is not here yet.
+
+        Raises InvalidField, ModelNotFound, NotAModelFile or AliasInUse.
+        """
+        await self._check_fields(spec)
+        facts = ModelFacts(download_bytes) if download_bytes else await self.admissions.facts(spec)
+        self.check_alias(spec)
+        return await self.admissions.decide(spec, facts, download_bytes)
+
+    async def _check_fields(self, spec: WorkerSpec) -> None:
+        self.check_engine(spec)
+        self._check_alias_form(spec)
+        await self.admissions.choose(spec)
 
     @asynccontextmanager
     async def admission(self) -> AsyncIterator[Admit]:
@@ -202,11 +206,6 @@ class Pool:
         )
         self.end(worker_id, events.WentStale(self._options.stale_after))
 
-    def engine_key(self, worker: Worker) -> str:
-        """The key that this incarnation's own server demands."""
-        incarnation = 0 if worker.spec.external else worker.incarnation
-        return auth.engine_key(self._policy.worker_secret, worker.spec.worker_id, incarnation)
-
     async def adopt(self, rows: Sequence[StoredWorker]) -> None:
         """Register the workers of an earlier hive; ``wait_adopted`` tells when it is known what lives of them."""
         for row in rows:
@@ -218,15 +217,22 @@ class Pool:
                 restart_count=row.restart_count,
             )
             port = urlsplit(row.url).port if row.url else None
-            await self._admit(worker, port or 0, row)
+            await self._admit(worker, port or 0, row, row.claim)
 
     async def wait_adopted(self) -> None:
         """Return once every stored worker is taken over or known to be gone, then let spawns and restarts go on."""
         for supervisor in list(self._supervisors.values()):
             if not supervisor.worker.spec.external:
                 await supervisor.judged.wait()
+        await self._claim_what_runs()
         await self._clear_away()
         self._adopted.set()
+
+    async def _claim_what_runs(self) -> None:
+        """A row of an older version says nothing of what its worker was granted."""
+        for record in list(self._registry):
+            if record.claim is None and record.worker.state in ALIVE and not record.worker.spec.external:
+                record.claim = await self.admissions.claim_as_placed(record.worker.spec, record.placement)
 
     async def _clear_away(self) -> None:
         """What earlier hives left that belongs to nobody: processes without a keeper, folders without a worker."""
@@ -266,12 +272,12 @@ class Pool:
         if supervisor is not None:
             await supervisor.forgotten.wait()
 
-    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None) -> Record:
+    async def _admit(self, worker: Worker, port: int, stored: StoredWorker | None, claim: Claim | None) -> Record:
         """*stored*: one whose process an earlier hive has started."""
         assert self._tasks is not None, "the pool must run before it is used"
         vital = seen(anyio.current_time(), self._options.stale_after)
         started_at = datetime.fromisoformat(stored.started_at) if stored and stored.started_at else utc_now()
-        record = Record(worker, vital, started_at=started_at, port=port)
+        record = Record(worker, vital, started_at=started_at, port=port, claim=claim)
         self._registry.add(record)
         supervisor = self._supervisors[record.worker_id] = Supervisor(record, self._around, stored)
         await self._tasks.start(self._supervise, supervisor)
@@ -289,28 +295,34 @@ class Pool:
                 # It was left: a beat gets 404 now, and the announcement after it the word that this hive is going.
                 self._registry.remove(worker_id)
             supervisor.forgotten.set()
+        if self._registry.departed.get(worker_id) is supervisor.record:
+            await self.admissions.wait_returned(supervisor.record)
+            del self._registry.departed[worker_id]
+            self._let_refused_ask_again()
+
+    def _let_refused_ask_again(self) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.ask_if_refused()
+
+    async def _why_not_again(self, worker: Worker) -> str | None:
+        """Why a worker may not be started again now, None where it is admitted: its claim is that of now."""
+        record = self._registry.get(worker.spec.worker_id)
+        try:
+            async with self.admission():
+                verdict = await self.admissions.readmit(worker.spec)
+                if verdict.fits:
+                    record.claim = verdict.claim
+                    return None
+        except (RequestError, OSError) as error:
+            return str(error)
+        return verdict.message
 
     async def _launch(self, record: Record) -> Launch:
-        spec, options = record.worker.spec, self._options
-        # One that was taken over and has never said where it serves.
-        record.port = record.port or self._free_port()
-        return Launch(
-            spec=spec,
-            incarnation=record.worker.incarnation,
-            port=record.port,
-            port_last=options.ports.stop - 1,
-            model_path=await self._adapters.library.locate(model_ref.parse(spec.model_ref)),
-            token=auth.worker_token(self._policy.worker_secret, spec.worker_id, record.worker.incarnation),
-            host=options.worker_host,
-            callback_url=options.callback_url,
-            heartbeat_interval=options.heartbeat_interval,
-            orphan_timeout=options.orphan_timeout,
-            # The hive has drained it already when it signals, so the keeper waits for little more than nothing.
-            drain_timeout=options.term_grace / 2,
-            end_timeout=options.term_grace,
-            prompt_cache_bytes=options.prompt_cache_bytes,
-            engine=options.engines.get(spec.engine, EngineOptions()),
-        )
+        if record.worker.incarnation > 1:
+            await self.admissions.wait_returned(record)
+            if (reason := await self._why_not_again(record.worker)) is not None:
+                raise DoesNotFit(reason)
+        return await self._launching.launch(record)
 
     def check_engine(self, spec: WorkerSpec) -> None:
         if spec.engine in ("llama-cpp", "synthetic"):
@@ -346,18 +358,6 @@ class Pool:
             pass
         return worker_id
 
-    def _free_port(self) -> int:
-        ports = self._options.ports
-        taken = {record.port for record in self._registry}
-        taken |= {r.port for r in self._routes if r.port}
-        while (port := first_free(ports, taken)) is not None:
-            if self._adapters.node.port_is_free(self.worker_host, port):
-                return port
-            taken.add(port)
-        raise NoPortLeft(
-            f"No port is free in {ports.start}-{ports.stop - 1}; widen workers.port_range or stop a worker."
-        )
-
     def _load_changed(self, worker_id: str) -> None:
         supervisor = self._supervisors.get(worker_id)
         if supervisor is not None:
@@ -367,9 +367,11 @@ class Pool:
         self.illegal_events += 1
 
     def _gone(self, worker_id: str) -> None:
-        worker = self._registry.get(worker_id).worker
+        record = self._registry.get(worker_id)
+        worker = record.worker
         self._registry.remove(worker_id)
         if not worker.spec.external:
+            self._registry.departed[worker_id] = record
             self.circuits.forget_worker(worker.spec)
             self._ended_ids[worker_id] = None
             if len(self._ended_ids) > _REMEMBERED_ENDS:
@@ -390,20 +392,13 @@ class Pool:
             else:
                 return
 
-    def _note_readiness(self, entry: Transition) -> None:
-        if entry.after is WorkerState.READY and entry.before is not WorkerState.READY:
-            self.circuits.became_ready(self._registry.get(entry.worker_id).worker.spec)
-
-    async def _answers(self, row: StoredWorker) -> bool:
-        """Whether the server of a stored worker answers to the key that only its own incarnation takes."""
-        key = auth.engine_key(self._policy.worker_secret, row.spec.worker_id, row.incarnation)
-        engine = self._options.engines.get(row.spec.engine)
-        path = engine.health_path if engine is not None and engine.command else "/v1/models"
-        try:
-            with anyio.fail_after(self._options.health_timeout):
-                reply = await self._adapters.probe.get(row.url, path, key)
-        except (OSError, TimeoutError):
-            return False
-        # A server of llama.cpp's kind lists its worker's id, so a stranger that answers to any key is found out.
-        is_named = row.spec.worker_id.encode() in reply.body
-        return reply.status == 200 and (is_named or path != "/v1/models")
+    def _note_transition(self, entry: Transition) -> None:
+        if entry.after is entry.before:
+            return
+        record = self._registry.get(entry.worker_id)
+        if entry.after is WorkerState.READY:
+            self.circuits.became_ready(record.worker.spec)
+        elif entry.after is WorkerState.FAILED:
+            # It has no process, and is admitted again before it gets one: nobody shall wait for what it does not use.
+            record.claim = None
+            self._let_refused_ask_again()

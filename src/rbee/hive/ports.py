@@ -169,8 +169,11 @@ class Peaks(Protocol):
 class Machine(Protocol):
     """What this machine has. A driver that is missing or fails is a machine without its devices."""
 
-    async def look(self) -> MachineReading:
-        """Memory and disks as of now, devices as of at most 2 s ago. Raises OSError where memory cannot be read."""
+    async def look(self, max_age: float = 2.0) -> MachineReading:
+        """Memory and disks as of now, devices as of at most *max_age* seconds ago.
+
+        Raises OSError where memory cannot be read.
+        """
         ...
 
     async def build_of(self, python: str) -> EngineBuild:

@@ -69,13 +69,14 @@ class Reception:
             raise ControlUnavailable(f"Processes cannot be looked at now ({error}). Announce it again.") from error
         if identity is None or identity.pid != said.pid:
             raise OlderIncarnation(f"No process {said.pid} carries the mark of worker '{said.worker_id}'.")
+        claim = await self._pool.admissions.claim_as_placed(spec, said.placement())
         async with self._pool.admission() as admit:
             # Asked again: it may have called twice, or have been ended while it was looked for.
             if said.worker_id not in self._registry and not self._pool.has_ended(said.worker_id):
                 log.warning("worker_without_row", worker_id=said.worker_id, pid=said.pid)
                 worker = Worker(self._with_free_alias(spec), incarnation=incarnation, since=anyio.current_time())
                 row = StoredWorker(spec, incarnation, identity, slots=said.slots_total)
-                await admit(worker, urlsplit(said.url).port or 0, row)
+                await admit(worker, urlsplit(said.url).port or 0, row, claim)
         return await self.announce(principal, said)
 
     def _with_free_alias(self, spec: WorkerSpec) -> WorkerSpec:
@@ -125,7 +126,7 @@ class Reception:
                 url=said.url,
                 slots=said.slots_total,
             )
-            return await admit(worker, 0, None)
+            return await admit(worker, 0, None, None)
 
     def _check_id(self, worker_id: str) -> None:
         if worker_id in self._registry or any(r.worker.spec.alias == worker_id for r in self._registry):

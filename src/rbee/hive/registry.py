@@ -1,9 +1,10 @@
 """The single home of worker records, read by snapshot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from rbee.core.claims import Claim, Placement
 from rbee.core.errors import WorkerNotFound
 from rbee.core.launch import Footprint, Telemetry
 from rbee.core.liveness import Vital
@@ -14,8 +15,11 @@ from rbee.core.worker import Worker
 class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
-    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``,
-    ``failed_checks``: the monitor. ``unannounced``: its supervisor. ``port``, ``started_at``: the pool, once.
+    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``pids``,
+    ``failed_checks``: the monitor. ``vram``: the admissions. ``unannounced``: its supervisor. ``port``,
+    ``started_at``: the pool, once; ``claim``: the pool, each time that it is admitted.
+
+    ``pids``: all processes of its last life that were ever measured. ``vram``: bytes by device, as a driver tells.
 
     ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """
@@ -28,16 +32,30 @@ class Record:
     telemetry: Telemetry = field(default_factory=Telemetry)
     footprint: Footprint | None = None
     failed_checks: int = 0
+    claim: Claim | None = None
+    vram: Mapping[int, int] | None = None
+    pids: tuple[int, ...] = ()
     unannounced: bool = False
 
     @property
     def worker_id(self) -> str:
         return self.worker.spec.worker_id
 
+    @property
+    def placement(self) -> Placement:
+        """Where it runs; of one that was started by hand, where it says that it does."""
+        if self.claim is not None:
+            return self.claim.placement
+        spec = self.worker.spec
+        return Placement() if spec.backend in ("auto", "cpu") else Placement(spec.backend, (spec.device or 0,), (1.0,))
+
 
 class Registry:
+    """``departed``: workers that are gone, while what they held is not yet seen to be free."""
+
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
+        self.departed: dict[str, Record] = {}
 
     def __len__(self) -> int:
         return len(self._records)

@@ -1,21 +1,32 @@
 """What a supervisor asks before its worker is started again."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import anyio
 
-from rbee.core.events import CircuitOpened, RestartDecision
+from rbee.core.events import CircuitOpened, RestartDecision, RestartRefused
 from rbee.core.exits import Exit
 from rbee.core.worker import Worker
 from rbee.hive.circuits import Circuits
 
+REFUSED_DELAY: Final = 10.0
+"""Seconds until a restart that did not fit is asked for again, unless a worker leaves before: other programs' memory is
+free again without a word."""
+
 
 class Restarts:
-    """*adopted* is set once the workers of the hive before are taken over: nothing is started before that."""
+    """*adopted* is set once the workers of the hive before are taken over: nothing is started before that.
 
-    def __init__(self, circuits: Circuits, adopted: anyio.Event) -> None:
+    *why_not* admits a worker again, or says why it does not fit now.
+    """
+
+    def __init__(
+        self, circuits: Circuits, adopted: anyio.Event, why_not: Callable[[Worker], Awaitable[str | None]]
+    ) -> None:
         self._circuits = circuits
         self._adopted = adopted
+        self._why_not = why_not
 
     def decide(self, worker: Worker, exit_: Exit) -> RestartDecision:
         """What becomes of a worker whose process ended though nobody asked it to; the end is counted."""
@@ -32,12 +43,19 @@ class Restarts:
     async def wait_until_allowed(self) -> None:
         await self._adopted.wait()
 
-    def ask(self, worker: Worker) -> CircuitOpened | None:
-        """Whether its circuit keeps it from being started now; None: no, and it counts as started."""
+    async def ask(self, worker: Worker) -> CircuitOpened | RestartRefused | None:
+        """Whether its circuit, or want of memory, keeps it from being started now; None: neither."""
         blocked = self._circuits.blocked(worker.spec)
-        if blocked is None:
-            self._circuits.begin(worker.spec)
-        return blocked
+        if blocked is not None:
+            return blocked
+        reason = await self._why_not(worker)
+        if reason is not None:
+            return RestartRefused(reason, REFUSED_DELAY)
+        return self._circuits.blocked(worker.spec)
+
+    def begin(self, worker: Worker) -> None:
+        """It is started now."""
+        self._circuits.begin(worker.spec)
 
     def note_log(self, worker: Worker, lines: Sequence[str]) -> None:
         """The last lines that a failed worker wrote."""

@@ -1,15 +1,15 @@
 """What the next hive must know of a worker, and what it makes of it. Pure."""
 
-from datetime import datetime
-
 from rbee.core.events import Condemned, EndRequested, Event, RestartRequested
 from rbee.core.exits import UNKNOWN, Exit, ExitReason
 from rbee.core.launch import Ending, ProcessIdentity, StoredWorker
 from rbee.core.worker import Worker, WorkerState
+from rbee.hive.registry import Record
 
 
-def row_of(worker: Worker, identity: ProcessIdentity | None, started_at: datetime) -> StoredWorker:
+def row_of(record: Record, identity: ProcessIdentity | None) -> StoredWorker:
     """*identity* of its process, None while it has none."""
+    worker = record.worker
     return StoredWorker(
         worker.spec,
         worker.incarnation,
@@ -18,9 +18,10 @@ def row_of(worker: Worker, identity: ProcessIdentity | None, started_at: datetim
         engine_pid=worker.engine_pid,
         slots=worker.slots,
         restart_count=worker.restart_count,
-        started_at=started_at.isoformat(),
+        started_at=record.started_at.isoformat(),
         ending=_ending(worker),
         last_exit=_exit(worker),
+        claim=record.claim,
     )
 
 

@@ -11,7 +11,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from rbee.core import events
-from rbee.core.errors import IllegalTransition, RequestError
+from rbee.core.errors import DoesNotFit, IllegalTransition, RequestError
 from rbee.core.events import Command, Event
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Launch, StoredWorker, Telemetry
@@ -89,6 +89,7 @@ class Supervisor:
         self._patience_left = anyio.CancelScope()
         self._kills = 0
         self._refusals = 0
+        self._is_refused = False
         worker_id = record.worker_id
         self._row = Row(worker_id, around.store, self._content_of_row, around.on_row_left)
         self._sweeping = Sweeping(worker_id, around.node, self._tell_of_leftovers)
@@ -185,6 +186,11 @@ class Supervisor:
     def ask_now(self) -> None:
         """Whether the worker may be started is to be asked now, not after its delay."""
         self._waiting.cancel()
+
+    def ask_if_refused(self) -> None:
+        """Memory may be free that this worker was refused for."""
+        if self._is_refused:
+            self.ask_now()
 
     def load_changed(self) -> None:
         """The number of requests in flight may have changed. Each request that ends says so: without a waiter it
@@ -289,6 +295,7 @@ class Supervisor:
                 process = await self._fork(launch)
         except (OSError, RequestError) as error:
             self._refusals += 1
+            self._is_refused = isinstance(error, DoesNotFit)
             decision = self._around.restarts.postpone(self.worker, self._refusals)
             self.fire(events.SpawnFailed(str(error), decision))
             return
@@ -406,7 +413,7 @@ class Supervisor:
 
     def _content_of_row(self) -> StoredWorker:
         identity = self._process.identity if self._process is not None else None
-        return rows.row_of(self.worker, identity, self.record.started_at)
+        return rows.row_of(self.record, identity)
 
     # Waiting.
 
@@ -432,9 +439,17 @@ class Supervisor:
     async def _backoff(self, delay: float, incarnation: int) -> None:
         with anyio.CancelScope() as self._waiting:
             await anyio.sleep(delay)
-        await self._around.restarts.wait_until_allowed()
-        if self.worker.state in _WAITING and self.worker.incarnation == incarnation:
-            self.fire(self._around.restarts.ask(self.worker) or events.BackoffEnded())
+        restarts = self._around.restarts
+        await restarts.wait_until_allowed()
+        if self.worker.state not in _WAITING or self.worker.incarnation != incarnation:
+            return
+        refusal = await restarts.ask(self.worker)
+        if self.worker.state not in _WAITING or self.worker.incarnation != incarnation:
+            return
+        self._is_refused = isinstance(refusal, events.RestartRefused)
+        if refusal is None:
+            restarts.begin(self.worker)
+        self.fire(refusal or events.BackoffEnded())
 
     def _watch_engine(self, pid: int) -> None:
         if pid == self._watched_engine:

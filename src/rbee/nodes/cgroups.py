@@ -78,16 +78,17 @@ def members(group: Path) -> list[int]:
     Raises OSError where it cannot be looked into: that must not read as empty.
     """
     found: list[int] = []
-    for folder, _, _ in os.walk(group, onerror=_unless_gone):
+    for folder, _, _ in os.walk(group, onerror=unless_gone):
         try:
             # 0 stands for one in another pid namespace.
             found += [pid for pid in map(int, Path(folder, "cgroup.procs").read_text().split()) if pid]
         except OSError as error:
-            _unless_gone(error)
+            unless_gone(error)
     return list(dict.fromkeys(found))
 
 
-def _unless_gone(error: OSError) -> None:
+def unless_gone(error: OSError) -> None:
+    """Raise *error* unless it only says that the group is gone, or has not what was asked for."""
     if error.errno not in _NO_MEMBERS:
         raise error
 
@@ -100,7 +101,7 @@ def kill(group: Path) -> None:
 def remove(group: Path) -> bool:
     """Remove it and what is below it. False where something still runs in it."""
     try:
-        for folder, _, _ in os.walk(group, topdown=False, onerror=_unless_gone):
+        for folder, _, _ in os.walk(group, topdown=False, onerror=unless_gone):
             os.rmdir(folder)
     except OSError:
         return not group.exists()

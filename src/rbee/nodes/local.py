@@ -18,7 +18,7 @@ from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
 from rbee.core.own_spec import told_text
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
-from rbee.nodes.lanes import FILES, MEASURES, SPAWNS
+from rbee.nodes.lanes import EXACT, FILES, MEASURES, SPAWNS
 from rbee.nodes.oom import Birth, OomWatch
 from rbee.nodes.sweep import Sweeper
 
@@ -197,6 +197,9 @@ class LocalNode:
         # This is called all the time, which keeps the looks at the counters fresh.
         self._oom.look()
         return footprints.measure(pids)
+
+    async def measure_exactly(self, pid: int) -> Footprint | None:
+        return await EXACT.run(footprints.measure_exactly, pid)
 
     def port_is_free(self, host: str, port: int) -> bool:
         return processes.port_is_free(host, port)

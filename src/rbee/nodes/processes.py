@@ -34,6 +34,18 @@ def read_file(path: str) -> bytes:
         os.close(descriptor)
 
 
+def fields_of(data: bytes, *names: bytes, separator: bytes = b":") -> list[int] | None:
+    """The numbers behind *names* in lines of ``name: number``, in their order; None where any is missing."""
+    data = b"\n" + data
+    found: list[int] = []
+    for name in names:
+        _, there, rest = data.partition(b"\n" + name + separator)
+        if not there:
+            return None
+        found.append(int(rest.split(maxsplit=1)[0]))
+    return found
+
+
 @cache
 def boot_id() -> str:
     """An id of this boot of the kernel; the boot's time where there is none.

@@ -14,7 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from rbee.core.admission import Resource
 from rbee.core.exits import ExitReason
+from rbee.core.resources import MachineReading
 from rbee.core.usage import Usage
 from rbee.core.worker import WorkerState
 from rbee.hive.journal import Transition
@@ -30,16 +32,6 @@ SHOWN_STATES: Final = ("starting", "loading", "idle", "busy", "draining", "stopp
 
 
 @dataclass(frozen=True, slots=True)
-class MachineReading:
-    """Bytes of this machine's memory and of the file system that holds the models."""
-
-    memory_available: int
-    memory_total: int
-    disk_available: int
-    disk_total: int
-
-
-@dataclass(frozen=True, slots=True)
 class Sources:
     """What a scrape reads. The two load functions give requests by model reference."""
 
@@ -51,6 +43,7 @@ class Sources:
     machine: Callable[[], MachineReading]
     circuit_activations: Callable[[], int]
     open_circuits: Callable[[], Mapping[str, int]]
+    spawn_refusals: Callable[[], Mapping[Resource, int]]
 
 
 class Metrics:
@@ -215,7 +208,7 @@ class _Gauges(Collector):
         seen: Tally[tuple[str, str, str]] = Tally()
         places = {("cpu", "0")}
         for record in records:
-            place = (record.worker.spec.backend, str(record.worker.spec.device))
+            place = _place(record)
             places.add(place)
             state = record.worker.shown_state(self._sources.in_flight_of(record.worker_id))
             seen[(state, *place)] += 1
@@ -226,10 +219,30 @@ class _Gauges(Collector):
 
     def _machine(self) -> Iterator[Metric]:
         now = self._sources.machine()
-        yield _gauge("memory_available_bytes", "Memory that programs can still get.", now.memory_available)
-        yield _gauge("memory_total_bytes", "Memory of the machine.", now.memory_total)
-        yield _gauge("disk_available_bytes", "Free on the models' file system.", now.disk_available)
-        yield _gauge("disk_total_bytes", "Size of the models' file system.", now.disk_total)
+        memory, disk = now.memory, now.models_disk
+        yield _gauge("memory_available_bytes", "Memory that programs can still get.", memory.free_bytes)
+        total = min(memory.total_bytes, memory.group_limit_bytes or memory.total_bytes)
+        yield _gauge("memory_total_bytes", "Memory of the machine, or of the cgroup that limits the hive.", total)
+        yield _gauge("disk_available_bytes", "Free on the models' file system.", disk.free_bytes)
+        yield _gauge("disk_total_bytes", "Size of the models' file system.", disk.total_bytes)
+        vram_total = GaugeMetricFamily("rbee_hive_vram_total_bytes", "Memory of each accelerator.", labels=["device"])
+        vram_free = GaugeMetricFamily("rbee_hive_vram_free_bytes", "What of it nobody uses.", labels=["device"])
+        for device in now.devices:
+            vram_total.add_metric([f"{device.backend}:{device.index}"], device.total_bytes)
+            vram_free.add_metric([f"{device.backend}:{device.index}"], device.free_bytes)
+        yield vram_total
+        yield vram_free
+        refusals = CounterMetricFamily(
+            "rbee_hive_worker_spawn_resource_failures", "Spawns refused for want of a resource.", labels=["resource"]
+        )
+        for resource in Resource:
+            refusals.add_metric([str(resource)], self._sources.spawn_refusals().get(resource, 0))
+        yield refusals
+
+
+def _place(record: Record) -> tuple[str, str]:
+    placement = record.placement
+    return placement.backend, ",".join(map(str, placement.devices)) or "0"
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -250,7 +263,7 @@ def _per_worker(records: list[Record], in_flight_of: Callable[[str], int]) -> It
         return GaugeMetricFamily(f"rbee_hive_worker_{name}", text, labels=["worker_id", "model"])
 
     memory = family("memory_bytes", "Resident memory of all processes of the worker.")
-    vram = family("vram_bytes", "Video memory as the worker tells it.")
+    vram = family("vram_bytes", "Video memory that its processes hold, as the driver or else the worker tells.")
     age = family("heartbeat_age_seconds", "Seconds since the last heartbeat, or the spawn.")
     busy = family("slots_busy", "Requests under way through the gateway.")
     now = anyio.current_time()
@@ -259,8 +272,9 @@ def _per_worker(records: list[Record], in_flight_of: Callable[[str], int]) -> It
         resident = record.footprint.rss_bytes if record.footprint is not None else record.telemetry.rss_bytes
         if resident is not None:
             memory.add_metric(labels, resident)
-        if record.telemetry.vram_bytes is not None:
-            vram.add_metric(labels, record.telemetry.vram_bytes)
+        held = record.telemetry.vram_bytes if record.vram is None else sum(record.vram.values())
+        if held is not None:
+            vram.add_metric(labels, held)
         age.add_metric(labels, record.vital.age(now))
         busy.add_metric(labels, in_flight_of(record.worker_id))
     return iter((memory, vram, age, busy))

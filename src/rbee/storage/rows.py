@@ -10,7 +10,7 @@ import msgspec
 from rbee.core.launch import StoredWorker
 from rbee.core.worker import WorkerSpec
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 _TABLE: Final = """
 CREATE TABLE workers (
     worker_id TEXT PRIMARY KEY,
@@ -34,6 +34,7 @@ _MIGRATIONS: Final = (
         "ALTER TABLE workers ADD COLUMN ending TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE workers ADD COLUMN last_exit TEXT NOT NULL DEFAULT ''",
     ),
+    ("ALTER TABLE workers ADD COLUMN claim TEXT NOT NULL DEFAULT ''",),
 )
 """Statements that lead from the version of their index to the next; a new file goes through all."""
 
@@ -44,6 +45,7 @@ _COLUMNS: Final = {
     1: ("worker_id", "incarnation", "spec", *_IDENTITY),
     2: ("worker_id", "incarnation", "spec", *_IDENTITY, *_ADDED),
     3: ("worker_id", "incarnation", "spec", *_IDENTITY, *_ADDED, *_OF_ITS_END),
+    4: ("worker_id", "incarnation", "spec", *_IDENTITY, *_ADDED, *_OF_ITS_END, "claim"),
 }
 _SPEC_FIELDS: Final = frozenset(field.name for field in dataclasses.fields(WorkerSpec))
 
@@ -93,8 +95,9 @@ def values_of(row: StoredWorker) -> tuple[object, ...]:
     known = (identity.pid, identity.start_time, identity.boot_id) if identity else (None, None, None)
     added = (row.url, row.engine_pid, row.slots, row.restart_count, row.started_at)
     last_exit = json.dumps(dataclasses.asdict(row.last_exit)) if row.last_exit else ""
-    of_its_end = (row.ending or "", last_exit)
-    return (row.spec.worker_id, row.incarnation, json.dumps(dataclasses.asdict(row.spec)), *known, *added, *of_its_end)
+    claim = json.dumps(dataclasses.asdict(row.claim)) if row.claim else ""
+    rest = (*known, *added, row.ending or "", last_exit, claim)
+    return (row.spec.worker_id, row.incarnation, json.dumps(dataclasses.asdict(row.spec)), *rest)
 
 
 def _worker(columns: dict[str, Any]) -> StoredWorker:
@@ -109,6 +112,7 @@ def _worker(columns: dict[str, Any]) -> StoredWorker:
         columns |= {"spec": spec, "identity": None if None in identity.values() else identity}
         columns["ending"] = columns.get("ending") or None
         columns["last_exit"] = json.loads(columns.get("last_exit") or "null")
+        columns["claim"] = json.loads(columns.get("claim") or "null")
         worker = msgspec.convert(columns, StoredWorker)
     except (msgspec.ValidationError, json.JSONDecodeError, TypeError, RecursionError) as error:
         raise UnreadableRow(f"the worker {worker_id!r} cannot be read: {error}") from error

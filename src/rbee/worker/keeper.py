@@ -33,7 +33,15 @@ from rbee.worker.heartbeat import Reporter
 from rbee.worker.options import Options
 from rbee.worker.output import Output, open_output
 from rbee.worker.pacing import drain_at_most, kill_after
-from rbee.worker.processes import KEEPER_MARK, EngineProcess, become_subreaper, end_descendants, keeper_mark, reap
+from rbee.worker.processes import (
+    KEEPER_MARK,
+    EngineProcess,
+    be_killed_before_the_hive,
+    become_subreaper,
+    end_descendants,
+    keeper_mark,
+    reap,
+)
 from rbee.worker.watch import Watcher
 
 FAREWELL_TIMEOUT: Final = 5.0
@@ -67,6 +75,7 @@ class Keeper:
         """Live, end, and leave word of it. Returns when nothing of this worker runs any more."""
         options = self._options
         become_subreaper()
+        be_killed_before_the_hive()
         self._mailbox.listen_to((*_STOP_SIGNALS, signal.SIGCHLD))
         try:
             if not self._choose_port(options.port):

@@ -14,6 +14,9 @@ _LINUX: Final = sys.platform == "linux"
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _RESET: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)
+_OOM_SCORE: Final = 500
+"""Of proc_pid_oom_score_adj(5): half of all memory is added to what the kernel thinks that a process uses."""
+_FIRST_TO_GO: Final = 1000
 _LEFTOVER_GRACE: Final = 2.0
 """Seconds in which a killed descendant must be gone; one in an uninterruptible wait may take longer."""
 
@@ -25,6 +28,15 @@ def become_subreaper() -> None:
     """Let orphaned descendants become our children, where the system can (Linux)."""
     if _LINUX:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def be_killed_before_the_hive() -> None:
+    """Have the kernel's out-of-memory killer choose us, and what we start, rather than who started us (Linux)."""
+    path = Path("/proc/self/oom_score_adj")
+    # Where that may not be (no /proc, a user that may not) the kernel takes the largest, which no hive is.
+    with contextlib.suppress(OSError, ValueError):
+        inherited = int(path.read_text())
+        path.write_text(str(min(_FIRST_TO_GO, max(_OOM_SCORE, inherited + _OOM_SCORE))))
 
 
 def keeper_mark() -> str:

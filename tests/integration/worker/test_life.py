@@ -56,6 +56,21 @@ def test_a_worker_announces_beats_serves_and_stops(hive: StubHive, start_worker:
     assert "Heartbeat sent successfully" in worker.log
 
 
+def test_the_kernel_would_kill_a_worker_before_whoever_started_it(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url)
+    engine_pid = hive.wait_state("ready")["engine_pid"]
+    own, *theirs = (
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in ("self", worker.process.pid, engine_pid)
+    )
+    assert theirs == [min(1000, max(500, own + 500))] * 2
+
+
+def test_a_load_that_cannot_map_its_file_says_so(hive: StubHive, start_worker: StartWorker) -> None:
+    worker = start_worker(hive.url, "--", "--map-bytes", str(1 << 49))
+    assert worker.wait_end() == 1
+    assert "cannot map so much" in worker.ended()["message"]
+
+
 def test_the_engine_pid_is_announced_before_the_model_is_loaded(hive: StubHive, start_worker: StartWorker) -> None:
     start_worker(hive.url, "--", "--load-seconds", "60")
     loading = hive.wait_for(lambda call: "engine_pid" in call.body).body

@@ -352,11 +352,23 @@ def test_a_chunked_request_is_read(engine: StartEngine) -> None:
 
 
 def test_held_bytes_are_really_resident(engine: StartEngine) -> None:
-    url = engine(1, "--hold-bytes", str(64 << 20))
-    port = address(url)[1]
-    pid = next(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if holds_port(pid, port))
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    port = address(engine(1, "--hold-bytes", str(64 << 20)))[1]
+    pages = int(Path(f"/proc/{holder_of(port)}/statm").read_text().split()[1])
     assert pages * os.sysconf("SC_PAGE_SIZE") > 64 << 20
+
+
+def test_mapped_bytes_are_resident_as_pages_of_a_file_and_leave_none_behind(engine: StartEngine) -> None:
+    before = set(os.listdir("."))
+    pid = holder_of(address(engine(1, "--map-bytes", str(64 << 20)))[1])
+    kib = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "kB" in line)
+    resident = {name: int(kib[name].split()[0]) << 10 for name in ("RssFile", "RssAnon", "RssShmem")}
+    assert resident["RssFile"] + resident["RssShmem"] > 64 << 20
+    assert resident["RssAnon"] < 32 << 20
+    assert set(os.listdir(".")) == before
+
+
+def holder_of(port: int) -> int:
+    return next(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if holds_port(pid, port))
 
 
 def holds_port(pid: int, port: int) -> bool:

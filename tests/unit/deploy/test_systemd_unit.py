@@ -30,6 +30,7 @@ def unit():
         ("NotifyAccess", "main"),
         ("KillMode", "process"),
         ("OOMPolicy", "continue"),
+        ("OOMScoreAdjust", "-500"),
         ("Delegate", "yes"),
         ("LimitNOFILE", "1048576"),
         ("TimeoutStopSec", "45"),

@@ -36,7 +36,7 @@ class Scene:
     def __init__(self, **options):
         self.registry, self.routes = Registry(), RouteTable()
         self.node, self.probe = FakeNode(), FakeProbe()
-        self.ended = []
+        self.ended, self.samplings = [], 0
         self.start = anyio.current_time()
         self.monitor = Monitor(
             replace(OPTIONS, **options),
@@ -46,7 +46,11 @@ class Scene:
             self.probe,
             lambda worker: f"key of {worker.spec.worker_id}",
             self.end,
+            self.measured,
         )
+
+    async def measured(self):
+        self.samplings += 1
 
     @property
     def now(self):

@@ -18,6 +18,7 @@ GOOD = {
     "synthetic": [
         "--load-seconds 0 --first-token-seconds 0.01 --tokens-per-second 1e6 --hold-bytes 0 --crash-after 2",
         "--stall-load --hang-after 0 --fork-holder session",
+        "--map-bytes 1048576 --vram-bytes=8589934592",
     ],
     "command": [""],
 }

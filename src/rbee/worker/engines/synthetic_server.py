@@ -1,10 +1,13 @@
 """The synthetic engine's process: OpenAI's shapes at a given pace, with llama.cpp's /health, /slots and /metrics.
 
-Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY. Faults on request: --fail-load, --stall-load
-(never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that keeps the port open).
+Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY. Memory on request: --hold-bytes (written),
+--map-bytes (of a mapped file, as weights are), --vram-bytes (claimed by admission, and never taken). Faults on request:
+--fail-load, --stall-load (never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that
+keeps the port open).
 """
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -16,6 +19,7 @@ from rbee.worker.engines.synthetic_http import Connection, Loop, Request, listen
 
 _OPEN_PATHS: Final = ("/health", "/v1/health")
 _EMBEDDING_SIZE: Final = 8
+_TOUCHED_AT_ONCE: Final = 1 << 30
 
 
 class SyntheticServer:
@@ -29,6 +33,7 @@ class SyntheticServer:
         self._slots = Slots(loop, config["slots"], pace, args.get("--hang-after"))
         self._args = args
         self._held = b""
+        self._mapped: mmap.mmap | None = None
         self._loaded = False
 
     def start_loading(self) -> None:
@@ -41,6 +46,10 @@ class SyntheticServer:
         if message is not None:
             sys.exit(f"error: {message}")
         self._held = b"\1" * self._args.get("--hold-bytes", 0)  # written, so that the pages are really there
+        try:
+            self._mapped = map_file(self._args.get("--map-bytes", 0))
+        except OSError as error:
+            sys.exit(f"error: cannot map so much: {error.strerror}")
         self._loaded = True
         if "--crash-after" in self._args:
             self._loop.at(time.monotonic() + self._args["--crash-after"], self._crash)
@@ -112,6 +121,26 @@ def _embeddings(body: dict[str, Any], own_name: str) -> dict[str, Any]:
     model = body["model"] if isinstance(body.get("model"), str) and body["model"] else own_name
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "model": model, "data": data, "usage": usage}
+
+
+def map_file(size: int) -> mmap.mmap | None:
+    """A sparse file of *size* bytes in the working directory, gone by its name, mapped and read page by page.
+
+    Raises OSError where the file system takes no such file.
+    """
+    if size == 0:
+        return None
+    path = f"mapped-{os.getpid()}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.unlink(path)
+        os.ftruncate(descriptor, size)
+        mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    for start in range(0, size, _TOUCHED_AT_ONCE):
+        mapped[start : min(size, start + _TOUCHED_AT_ONCE) : mmap.PAGESIZE]
+    return mapped
 
 
 def fork_holder(mode: str) -> None:

@@ -1,0 +1,330 @@
+"""Asks the machine, the model's file and the registry for what the core needs to decide whether a worker fits."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import anyio
+import structlog
+
+from rbee.core import admission, backends, model_ref, sizing
+from rbee.core.admission import Demand, Limits, Resource, Verdict
+from rbee.core.backends import Choice
+from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
+from rbee.core.engine_args import COMMAND, LLAMA_CPP
+from rbee.core.errors import ControlUnavailable, DoesNotFit, RequestError
+from rbee.core.launch import EngineOptions, Footprint
+from rbee.core.model_header import ModelFacts
+from rbee.core.resources import DeviceReading, EngineBuild, MachineReading
+from rbee.core.routing import RouteTable
+from rbee.core.worker import WorkerSpec, WorkerState
+from rbee.hive.ports import Library, Machine, Node, Peaks, Sizer
+from rbee.hive.registry import Record, Registry
+
+log = structlog.get_logger(__name__)
+
+MAX_READING_AGE: Final = 2.0
+"""Seconds; no older reading of a device decides (DESIGN section 7)."""
+RETURN_INTERVAL: Final = 0.25
+RETURN_TIMEOUT: Final = 5.0
+"""Seconds for the memory of an ended worker to be seen free again, looked for every RETURN_INTERVAL."""
+PEAK_STEP: Final = 1.01
+"""Times the peak that is known, above which a new one is worth a write."""
+
+_IN_MOTION: Final = (WorkerState.STARTING, WorkerState.LOADING, WorkerState.STOPPING)
+"""States in which what a worker holds changes by gigabytes within a second."""
+_SETTLED: Final = (WorkerState.READY, WorkerState.DRAINING)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The machine, and who has what of it."""
+
+    machine: MachineReading
+    holdings: tuple[Holding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionOptions:
+    limits: Limits
+    prompt_cache_bytes: int
+    engines: Mapping[str, EngineOptions]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the numbers come from."""
+
+    machine: Machine
+    sizer: Sizer
+    peaks: Peaks
+    library: Library
+    node: Node
+
+
+class Admissions:
+    """Decides nothing and grants nothing: the pool does that, one at a time, with what it is told here."""
+
+    def __init__(self, options: AdmissionOptions, sources: Sources, registry: Registry, routes: RouteTable) -> None:
+        self.limits = options.limits
+        self._options = options
+        self._sources = sources
+        self._registry = registry
+        self._routes = routes
+        self._peaks: dict[str, Peak] = {}
+        self._uuids: dict[tuple[str, int], str] = {}
+        self.refusals: Counter[Resource] = Counter()
+
+    async def load_peaks(self) -> None:
+        """Remember what was measured by the hives before."""
+        self._peaks.update(await self._sources.peaks.load())
+
+    # What is asked.
+
+    async def choose(self, spec: WorkerSpec) -> Choice:
+        """The backend and the devices that a worker may use. Raises InvalidField."""
+        machine = await self._look()
+        return backends.choose(spec.backend, spec.device, spec.engine, await self._build(spec), machine)
+
+    async def check_floor(self) -> None:
+        """Raise DoesNotFit when not even the memory is left that has to stay free."""
+        survey = await self.survey()
+        check = admission.floor(survey.machine, survey.holdings, self.limits)
+        if not check.fits:
+            self.refusals[check.resource] += 1
+            log.warning("spawn_refused", reason=check.reason)
+            raise DoesNotFit(check.reason, **admission.floor_details(check))
+
+    async def facts(self, spec: WorkerSpec) -> ModelFacts:
+        """What is known of its model. Raises ModelNotFound or NotAModelFile."""
+        path = await self._sources.library.locate(model_ref.parse(spec.model_ref))
+        return await self._sources.sizer.facts(path) if path else ModelFacts(0)
+
+    async def decide(self, spec: WorkerSpec, facts: ModelFacts, download_bytes: int = 0) -> Verdict:
+        """Whether it fits now; the claim of a registered worker with its id does not count against it.
+
+        Raises InvalidField where the backend or the device is not there. Only under the lock of the pool is it still
+        true when it is acted on.
+        """
+        survey = await self.survey()
+        choice = backends.choose(spec.backend, spec.device, spec.engine, await self._build(spec), survey.machine)
+        demand = Demand(
+            model_ref=spec.model_ref,
+            backend=choice.backend,
+            devices=choice.devices,
+            ctx_size=spec.ctx_size,
+            size=partial(self._need, spec, facts),
+            worker_id=spec.worker_id or None,
+            limit_bytes=spec.max_memory_bytes,
+            download_bytes=download_bytes,
+            others=await self._others(spec, choice, survey.machine),
+        )
+        return admission.decide(demand, survey.machine, survey.holdings, self.limits)
+
+    async def _others(self, spec: WorkerSpec, choice: Choice, machine: MachineReading) -> tuple[DeviceReading, ...]:
+        """The devices that would do as well, had nobody asked for one."""
+        if spec.device is None or not choice.devices:
+            return ()
+        free = backends.choose(choice.backend, None, spec.engine, await self._build(spec), machine)
+        return tuple(device for device in free.devices if device not in choice.devices)
+
+    async def readmit(self, spec: WorkerSpec) -> Verdict:
+        """``decide`` for a worker that is started again. Raises RequestError where its model or backend is gone."""
+        return await self.decide(spec, await self.facts(spec))
+
+    async def claim_as_placed(self, spec: WorkerSpec, placement: Placement) -> Claim | None:
+        """What a worker that runs already has a claim to; None where its model cannot be looked at any more."""
+        try:
+            return Claim(placement, self._need(spec, await self.facts(spec), placement, spec.ctx_size))
+        except RequestError as error:
+            log.warning("claim_not_known", worker_id=spec.worker_id, reason=error.message)
+            return None
+
+    def refused(self, verdict: Verdict) -> DoesNotFit:
+        """The error for a spawn that does not fit, which is counted and logged."""
+        self.refusals.update(verdict.lacking)
+        details = verdict.details()
+        log.warning("spawn_refused", verdict=details)
+        return DoesNotFit(verdict.message, **details)
+
+    def uuids(self, placement: Placement) -> tuple[str, ...]:
+        """Of the devices of a placement; empty where the driver names none."""
+        found = (self._uuids.get((placement.backend, device), "") for device in placement.devices)
+        return tuple(uuid for uuid in found if uuid)
+
+    def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
+        asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
+        peak = self._peaks.get(self._peak_key(asked, placement))
+        return sizing.need_of(asked, facts, self._options.prompt_cache_bytes, placement, peak)
+
+    def _peak_key(self, spec: WorkerSpec, placement: Placement) -> str:
+        return sizing.peak_key(spec, placement, self._options.prompt_cache_bytes)
+
+    def _engine(self, spec: WorkerSpec) -> EngineOptions:
+        return self._options.engines.get(spec.engine, EngineOptions())
+
+    def _kind(self, spec: WorkerSpec) -> str:
+        return kind_of(spec.engine, self._engine(spec))
+
+    async def _build(self, spec: WorkerSpec) -> EngineBuild | None:
+        if self._kind(spec) != LLAMA_CPP:
+            return None
+        return await self._sources.machine.build_of(self._engine(spec).python)
+
+    # What there is.
+
+    async def survey(self) -> Survey:
+        """The machine as of now, and every claim. What is on the move is measured before the machine is looked at.
+
+        In that order, memory that is taken in between counts twice, and never not at all.
+        """
+        fresh = await self._measure_those_in_motion()
+        machine = await self._look()
+        self._uuids.update({(device.backend, device.index): device.uuid for device in machine.devices})
+        now = anyio.current_time()
+        records = [*self._registry, *self._registry.departed.values()]
+        holdings = [self._holding(record, fresh, machine, now) for record in records]
+        return Survey(machine, tuple(holding for holding in holdings if holding is not None))
+
+    async def _look(self, max_age: float = MAX_READING_AGE) -> MachineReading:
+        try:
+            return await self._sources.machine.look(max_age)
+        except OSError as error:
+            raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
+
+    async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
+        """What the workers hold that are starting, loading or ending, by id."""
+        moving = [
+            (r, r.worker.pid) for r in self._registry if r.worker.state in _IN_MOTION and not r.worker.spec.external
+        ]
+        pids = {record.worker_id: pid for record, pid in moving if pid is not None}
+        try:
+            measured = await self._sources.node.measure(list(pids.values())) if pids else {}
+        except OSError as error:
+            # Without a measurement nothing counts as taken: too much is reserved, and nobody gets it twice.
+            log.warning("workers_not_measured", reason=str(error))
+            measured = {}
+        return {record.worker_id: measured.get(pids.get(record.worker_id, 0), Footprint()) for record, _ in moving}
+
+    def _holding(
+        self, record: Record, fresh: Mapping[str, Footprint], machine: MachineReading, now: float
+    ) -> Holding | None:
+        worker, footprint = record.worker, fresh.get(record.worker_id, record.footprint)
+        has_left = record.worker_id in self._registry.departed
+        if worker.state is WorkerState.FAILED:
+            return None  # It has no process, and is admitted again before it gets one.
+        if worker.pid is None or has_left:
+            footprint = None
+        claim = record.claim or _claim_as_measured(footprint)
+        if claim is None:
+            return None
+        since = worker.ready_since
+        is_settled = worker.state in _SETTLED and since is not None and now - since > MAX_READING_AGE
+        is_idle = worker.state is WorkerState.READY and not worker.spec.external
+        return Holding(
+            worker_id=record.worker_id,
+            model_ref=worker.spec.model_ref,
+            claim=claim,
+            ram_bytes=footprint.private_bytes + footprint.locked_bytes if footprint else 0,
+            vram_bytes=None if has_left else vram_of(claim.placement, footprint or Footprint(), machine.devices),
+            is_settled=is_settled,
+            is_idle=is_idle and self._routes.in_flight(record.worker_id) == 0,
+        )
+
+    # What was taken.
+
+    async def note_measured(self) -> None:
+        """Called after each sampling: keeps the peaks, and what each worker has of the devices."""
+        records = [record for record in self._registry if record.claim is not None]
+        devices = await self._devices_of(records)
+        for record in records:
+            if record.footprint is None or record.claim is None:
+                record.vram = None
+                continue
+            record.vram = vram_of(record.claim.placement, record.footprint, devices)
+            await self._note_peak(record, record.claim.placement, record.footprint)
+
+    async def _devices_of(
+        self, records: Sequence[Record], max_age: float = MAX_READING_AGE
+    ) -> tuple[DeviceReading, ...]:
+        if not any(record.placement.devices for record in records):
+            return ()
+        try:
+            return (await self._look(max_age)).devices
+        except ControlUnavailable as error:
+            log.warning("devices_not_measured", reason=error.message)
+            return ()
+
+    async def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
+        spec = replace(record.worker.spec, engine=self._kind(record.worker.spec))
+        key = self._peak_key(spec, placement)
+        known = self._peaks.get(key, Peak(0))
+        # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
+        limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)
+        seen = record.vram or {}
+        vram = tuple(seen.get(device, 0) for device in placement.devices)
+        before = known.vram_bytes or (0,) * len(vram)
+        peak = Peak(
+            max(known.ram_bytes, min(limit, footprint.peak_rss_bytes)),
+            tuple(max(pair) for pair in zip(before, vram, strict=False)),
+        )
+        if _exceeds(peak, known):
+            self._peaks[key] = peak
+            await self._sources.peaks.save(key, peak)
+
+    async def wait_returned(self, record: Record) -> None:
+        """Return once what a life that has ended held of its devices is seen free, or after RETURN_TIMEOUT.
+
+        Host memory needs no look: the processes are gone by now, and the kernel frees it before it tells their end.
+        """
+        pids, record.pids = record.pids, ()
+        if record.claim is None or not record.claim.placement.devices:
+            return
+        placement = record.claim.placement
+        with anyio.move_on_after(RETURN_TIMEOUT):
+            before: list[int] | None = None
+            while True:
+                devices = on(placement, await self._devices_of([record], RETURN_INTERVAL))
+                holders = {pid for device in devices for pid in device.held or ()}
+                # A driver that names no processes is done when it gives back no more.
+                free = [device.free_bytes for device in devices if device.is_live and device.held is None]
+                if holders.isdisjoint(pids) and (not free or free == before):
+                    return
+                before = free
+                await anyio.sleep(RETURN_INTERVAL)
+        log.warning("vram_not_returned", worker_id=record.worker_id, devices=placement.devices, pids=pids)
+
+
+def kind_of(engine: str, options: EngineOptions) -> str:
+    """What an engine of the settings is: a command, or llama.cpp under another name with a Python of its own."""
+    if options.command:
+        return COMMAND
+    return LLAMA_CPP if options.python else engine
+
+
+def on(placement: Placement, devices: Sequence[DeviceReading]) -> list[DeviceReading]:
+    """Those of *devices* that are in the placement, as far as they are there."""
+    return [device for device in devices if device.backend == placement.backend and device.index in placement.devices]
+
+
+def vram_of(placement: Placement, footprint: Footprint, devices: Sequence[DeviceReading]) -> Mapping[int, int] | None:
+    """Bytes that the processes of a footprint hold on each device of a placement; None where that cannot be seen."""
+    there = on(placement, devices)
+    if not there or any(device.held is None for device in there):
+        return None
+    return {d.index: sum(held for pid, held in (d.held or {}).items() if pid in footprint.pids) for d in there}
+
+
+def _claim_as_measured(footprint: Footprint | None) -> Claim | None:
+    """One that was not admitted here (started by hand, say) has what it holds: its mapped pages look available."""
+    return None if footprint is None else Claim(Placement(), Need(Parts(weights_bytes=footprint.rss_bytes)))
+
+
+def _exceeds(peak: Peak, known: Peak) -> bool:
+    pairs = [
+        (peak.ram_bytes, known.ram_bytes),
+        *zip(peak.vram_bytes, known.vram_bytes or peak.vram_bytes, strict=False),
+    ]
+    return any(new > PEAK_STEP * old for new, old in pairs) or (bool(peak.vram_bytes) and not known.vram_bytes)

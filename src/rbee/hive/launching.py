@@ -1,0 +1,98 @@
+"""What one incarnation is started with: port, keys, limits; and whether a stored one answers to its key."""
+
+from collections.abc import Callable
+
+import anyio
+
+from rbee.core import auth, model_ref
+from rbee.core.claims import Placement
+from rbee.core.errors import NoPortLeft
+from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
+from rbee.core.routing import RouteTable
+from rbee.core.worker import Worker, WorkerSpec
+from rbee.hive.options import Adapters, PoolOptions
+from rbee.hive.registry import Record, Registry
+
+
+class Launching:
+    """*uuids* names the devices of a placement."""
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        adapters: Adapters,
+        registry: Registry,
+        routes: RouteTable,
+        policy: auth.AuthPolicy,
+        uuids: Callable[[Placement], tuple[str, ...]],
+    ) -> None:
+        self._options = options
+        self._adapters = adapters
+        self._registry = registry
+        self._routes = routes
+        self._policy = policy
+        self._uuids = uuids
+
+    async def launch(self, record: Record) -> Launch:
+        """All that a node needs to start a worker. Raises RequestError where its model, or a port, is not to be had."""
+        spec, options = record.worker.spec, self._options
+        # One that was taken over and has never said where it serves.
+        record.port = record.port or self.free_port()
+        return Launch(
+            spec=spec,
+            incarnation=record.worker.incarnation,
+            port=record.port,
+            port_last=options.ports.stop - 1,
+            model_path=await self._adapters.library.locate(model_ref.parse(spec.model_ref)),
+            token=auth.worker_token(self._policy.worker_secret, spec.worker_id, record.worker.incarnation),
+            host=options.worker_host,
+            callback_url=options.callback_url,
+            heartbeat_interval=options.heartbeat_interval,
+            orphan_timeout=options.orphan_timeout,
+            # The hive has drained it already when it signals, so the keeper waits for little more than nothing.
+            drain_timeout=options.term_grace / 2,
+            end_timeout=options.term_grace,
+            prompt_cache_bytes=options.prompt_cache_bytes,
+            engine=options.engines.get(spec.engine, EngineOptions()),
+            placement=record.placement,
+            device_uuids=self._uuids(record.placement),
+            memory_limit_bytes=self._hard_limit(spec),
+        )
+
+    def _hard_limit(self, spec: WorkerSpec) -> int | None:
+        if not self._options.hard_memory_limit:
+            return None
+        limit = self._options.limits.max_worker_memory
+        return min(limit, spec.max_memory_bytes or limit)
+
+    def free_port(self) -> int:
+        """A port of the range that nobody has. Raises NoPortLeft."""
+        ports = self._options.ports
+        taken = {record.port for record in self._registry}
+        taken |= {r.port for r in self._routes if r.port}
+        while (port := first_free(ports, taken)) is not None:
+            if self._adapters.node.port_is_free(self._options.worker_host, port):
+                return port
+            taken.add(port)
+        raise NoPortLeft(
+            f"No port is free in {ports.start}-{ports.stop - 1}; widen workers.port_range or stop a worker."
+        )
+
+    def engine_key(self, worker: Worker) -> str:
+        """The key that this incarnation's own server demands."""
+        incarnation = 0 if worker.spec.external else worker.incarnation
+        return auth.engine_key(self._policy.worker_secret, worker.spec.worker_id, incarnation)
+
+    async def answers(self, row: StoredWorker) -> bool:
+        """Whether the server of a stored worker answers to the key that only its own incarnation takes."""
+        key = auth.engine_key(self._policy.worker_secret, row.spec.worker_id, row.incarnation)
+        engine = self._options.engines.get(row.spec.engine)
+        path = engine.health_path if engine is not None and engine.command else "/v1/models"
+        try:
+            with anyio.fail_after(self._options.health_timeout):
+                reply = await self._adapters.probe.get(row.url, path, key)
+        except (OSError, TimeoutError):
+            return False
+        # A server of llama.cpp's kind lists its worker's id, so a stranger that answers to any key is found out.
+        is_named = row.spec.worker_id.encode() in reply.body
+        return reply.status == 200 and (is_named or path != "/v1/models")

@@ -1,0 +1,56 @@
+"""This machine: its memory and disks as of now, and the accelerators that somebody else reads."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import anyio
+
+from rbee.core.resources import DeviceReading, EngineBuild, MachineReading, MemoryReading
+from rbee.nodes import memory
+from rbee.nodes.disk import Disk
+from rbee.nodes.lanes import MEMORY
+
+
+class Gpus(Protocol):
+    async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
+        """The devices that drivers report, at most *max_age* seconds old; a driver that fails has none."""
+        ...
+
+
+class NoGpus:
+    """A machine without accelerators."""
+
+    async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
+        return ()
+
+
+class LocalMachine:
+    """*build_of* asks an interpreter's engine what it was built for. Disks: of the models, and of the hive's state."""
+
+    def __init__(
+        self,
+        models_disk: Disk,
+        state_disk: Disk,
+        build_of: Callable[[str], Awaitable[EngineBuild]],
+        gpus: Gpus | None = None,
+        read_memory: Callable[[], MemoryReading] = memory.read,
+    ) -> None:
+        self._models_disk = models_disk
+        self._state_disk = state_disk
+        self._build_of = build_of
+        self._gpus = gpus or NoGpus()
+        self._read_memory = read_memory
+
+    async def look(self, max_age: float = 2.0) -> MachineReading:
+        # Before the first of them is read: whatever was settled by then is in all of them.
+        at = anyio.current_time()
+        return MachineReading(
+            at=at,
+            memory=await MEMORY.run(self._read_memory),
+            models_disk=await self._models_disk.look(),
+            state_disk=await self._state_disk.look(),
+            devices=await self._gpus.read(max_age),
+        )
+
+    async def build_of(self, python: str) -> EngineBuild:
+        return await self._build_of(python)
