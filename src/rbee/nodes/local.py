@@ -19,7 +19,7 @@ from rbee.core.own_spec import told_text
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
 from rbee.nodes.lanes import EXACT, FILES, MEASURES, SPAWNS
-from rbee.nodes.oom import Birth, OomWatch
+from rbee.nodes.oom import Birth, OomWatch, limit_reached
 from rbee.nodes.sweep import Sweeper
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,8 @@ class KeptProcess(processes.WatchedProcess):
         if self._killed or not may_be_oom(exit_):
             around.oom.look()
             return exit_
-        return with_oom_verdict(exit_, around.oom.explains(around.birth))
+        limit = None if around.group is None else limit_reached(around.group)
+        return with_oom_verdict(exit_, around.oom.explains(around.birth), limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class LocalNode:
             handle = processes.Handle(child.pid)
             undo.callback(handle.close)
             # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
-            group = self._groups.join(worker_id, launch.incarnation, child.pid)
+            group = self._groups.join(worker_id, launch.incarnation, child.pid, launch.memory_limit_bytes)
             identity = processes.identify_child(child.pid)
             around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
             undo.pop_all()
