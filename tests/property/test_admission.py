@@ -157,7 +157,7 @@ class Admission(RuleBasedStateMachine):
         if one.total_bytes <= rooms[0]:
             return True
         work = one.total_bytes - one.overhead_bytes
-        layer = -(-work // LAYERS)
+        layer = max(1, -(-work // LAYERS))
         whole = [max(0, room - one.overhead_bytes) // layer for room in rooms]
         if sum(whole) < LAYERS:
             return False
@@ -189,6 +189,22 @@ class Admission(RuleBasedStateMachine):
             download_bytes=download * MIB,
             others=others,
         )
+        verdict = self.judge(demand)
+        if verdict.fits:
+            self.count += 1
+            self.workers.append(Running(f"w-{self.count}", demand, verdict.claim))
+
+    @rule(device=st.none() | st.integers(0, 7), over=st.integers(-1, 1))
+    def spawn_at_the_edge(self, device, over):
+        """All that is left, to the byte."""
+        asked = () if device is None else self.machine().devices[device : device + 1]
+        ram = 0 if asked else max(0, min(self.left_ram(), LIMITS.max_worker_memory) + over)
+        vram = max(0, self.left_vram(device) + over) if asked else 0
+
+        def size(placement, ctx_size):
+            return Need(Parts(kv_cache_bytes=ram), tuple(Parts(overhead_bytes=vram) for _ in placement.devices))
+
+        demand = Demand("edge", "cuda" if asked else "cpu", asked, 4096, size)
         verdict = self.judge(demand)
         if verdict.fits:
             self.count += 1
