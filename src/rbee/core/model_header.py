@@ -11,7 +11,8 @@ class ModelHeader:
     ``is_tied``: the file has no output matrix of its own, the embeddings serve as one. ``key_length``,
     ``value_length``: elements of one head. ``sliding_window``: tokens, 0 for none; ``windowed``: the layers that
     keep no more than it. ``state_bytes``: of one sequence in one recurrent layer, 0 for a layer of attention.
-    ``quantization``: the type that holds most bytes, such as Q4_K.
+    ``quantization``: the type that holds most bytes, such as Q4_K; ``type_bytes``: of each type, the token embeddings
+    left out; empty where that is not known.
     """
 
     architecture: str
@@ -33,6 +34,7 @@ class ModelHeader:
     expert_count: int = 0
     expert_used_count: int = 0
     quantization: str = ""
+    type_bytes: tuple[tuple[str, int], ...] = ()
 
     @property
     def layers(self) -> int:
