@@ -190,7 +190,7 @@ def _repacked_share(header: ModelHeader) -> Fraction:
 
 def _copied_output(header: ModelHeader) -> int:
     """On a device a tied output has to be a copy, since the embeddings stay in host memory."""
-    return header.output_bytes + (header.input_bytes if header.is_tied else 0)
+    return header.output_bytes + header.tied_bytes
 
 
 def _host_compute(header: ModelHeader, sizing: Sizing, placement: Placement, has_layers: bool, has_output: bool) -> int:
@@ -238,11 +238,11 @@ def _caches(header: ModelHeader, sizing: Sizing) -> list[int]:
 
 
 def _token_bytes(header: ModelHeader, sizing: Sizing, il: int) -> int:
-    """Key and value of one token in one layer; none in a recurrent one."""
-    if _state_bytes(header, il):
-        return 0
-    heads = header.kv_heads[il]
-    return _row(heads * header.key_length, sizing.cache_type_k) + _row(heads * header.value_length, sizing.cache_type_v)
+    """Key and value of one token in one layer."""
+    heads, key, value = header.kv_heads[il], header.key_length, header.value_length
+    if _is_windowed(header, il):
+        key, value = header.window_key_length or key, header.window_value_length or value
+    return _row(heads * key, sizing.cache_type_k) + _row(heads * value, sizing.cache_type_v)
 
 
 def _row(elements: int, cache_type: str) -> int:
@@ -286,8 +286,9 @@ def _compute(header: ModelHeader, sizing: Sizing, placement: Placement, has_outp
     heads, kv_heads = max(header.heads, default=0), max(header.kv_heads, default=0)
     scores = 0 if sizing.flash_attention else heads * _cells(sizing)
     attention = 2 * (heads * header.key_length + kv_heads * (header.key_length + header.value_length)) + scores
-    feed_forward = 3 * header.feed_forward_length * max(1, header.expert_used_count)
-    outputs = header.vocabulary * _outputs(sizing) if has_output else 0
+    feed_forward = 3 * header.feed_forward_length
+    # A model without any cache (an encoder) ends in embeddings: it computes no vocabulary.
+    outputs = header.vocabulary * _outputs(sizing) if has_output and any((*header.kv_heads, *header.state_bytes)) else 0
     steady = sizing.batch * 5 * header.embedding_length
     widest = max(sizing.batch * attention, sizing.batch * feed_forward, outputs)
     return _inputs(header, sizing, placement) + (steady + widest) * _FLOAT

@@ -43,7 +43,8 @@ Value = int | float | bool | str | tuple[int | float | bool, ...]
 @dataclass(slots=True)
 class Tensors:
     """What the tables of all parts of a model add up to. ``layers``: bytes by layer; ``marks``: the first words of
-    the names in each, such as attn_k; ``by_type``: bytes by name of a type. ``unknown_type``: one without a size."""
+    the names in each, such as attn_k; ``by_type``: bytes by name of a type, ``beyond_input``: those without the token
+    embeddings. ``unknown_type``: one without a size."""
 
     count: int = 0
     input_bytes: int = 0
@@ -54,6 +55,7 @@ class Tensors:
     layers: dict[int, int] = field(default_factory=dict)
     marks: dict[int, set[str]] = field(default_factory=dict)
     by_type: dict[str, int] = field(default_factory=dict)
+    beyond_input: dict[str, int] = field(default_factory=dict)
     unknown_type: int | None = None
 
 
@@ -288,11 +290,14 @@ def _hop(window: bytes, at: int, count: int) -> tuple[int, int]:
 
 def _count(tensors: Tensors, name: str, shape: tuple[int, ...], type_name: str, size: int) -> None:
     tensors.by_type[type_name] = tensors.by_type.get(type_name, 0) + size
+    is_input = name.startswith(("token_embd", "per_layer_token_embd", "position_embd", "token_types"))
+    if not is_input:
+        tensors.beyond_input[type_name] = tensors.beyond_input.get(type_name, 0) + size
     if of_layer := _LAYER.fullmatch(name):
         layer, rest = int(of_layer[1]), of_layer[2]
         tensors.layers[layer] = tensors.layers.get(layer, 0) + size
         tensors.marks.setdefault(layer, set()).add(rest.split(".", 1)[0])
-    elif name.startswith(("token_embd", "per_layer_token_embd", "position_embd", "token_types")):
+    elif is_input:
         tensors.input_bytes += size
         if name == "token_embd.weight":
             tensors.embedding_bytes = size

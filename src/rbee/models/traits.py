@@ -125,6 +125,7 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
         expert_count=of.number("expert_count"),
         expert_used_count=of.number("expert_used_count"),
         quantization=max(tensors.by_type, key=lambda name: tensors.by_type[name], default=""),
+        type_bytes=tuple(tensors.beyond_input.items()),
     )
 
 

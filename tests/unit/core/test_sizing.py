@@ -74,6 +74,15 @@ def test_a_layer_with_a_window_keeps_the_window_and_a_batch():
     assert cache(WINDOWED, ctx_size=8192) == 2 * token * (8192 + 6 * 1024)
 
 
+def test_a_window_may_have_heads_of_its_own_size():
+    header = replace(WINDOWED, window_key_length=128, window_value_length=32)
+    assert cache(header, ctx_size=8192) == 2 * 4 * 2 * (8192 * 128 + 6 * 1024 * 160)
+
+
+def test_no_values_are_cached_where_they_have_no_length():
+    assert cache(replace(HEADER, value_length=0)) == 7 * 2 * 1024 * (4 * 64) * 2
+
+
 def test_a_window_never_keeps_more_than_the_context():
     assert cache(WINDOWED, ctx_size=512) == cache(ctx_size=512)
 
@@ -85,7 +94,7 @@ def test_the_windows_that_are_saved_for_going_back_are_counted():
 
 
 def test_a_recurrent_layer_has_one_state_a_slot_whatever_the_context():
-    header = replace(HEADER, state_bytes=(3 * MIB,) * 6 + (0,))
+    header = replace(HEADER, state_bytes=(3 * MIB,) * 6 + (0,), kv_heads=(0,) * 6 + (4,))
     assert cache(header) == 2 * (6 * 3 * MIB + 1024 * 2 * (4 * 64) * 2)
 
 
@@ -95,7 +104,7 @@ def test_on_the_processor_all_weights_are_in_host_memory_once():
 
 
 def test_a_tied_output_takes_nothing_more_in_host_memory():
-    tied = replace(HEADER, output_bytes=0, is_tied=True)
+    tied = replace(HEADER, output_bytes=0, is_tied=True, tied_bytes=90 * MIB)
     assert need(header=tied).ram.weights_bytes == 170 * MIB
 
 
@@ -124,8 +133,8 @@ def test_on_one_device_all_but_the_embeddings_leaves_host_memory():
 
 
 def test_a_tied_output_is_copied_to_the_device():
-    tied = replace(HEADER, output_bytes=0, is_tied=True)
-    assert need(header=tied, placement=ONE).vram[0].weights_bytes == (70 + 100) * MIB
+    tied = replace(HEADER, output_bytes=0, is_tied=True, tied_bytes=90 * MIB)
+    assert need(header=tied, placement=ONE).vram[0].weights_bytes == (70 + 90) * MIB
 
 
 def test_two_devices_share_the_layers_and_the_last_has_the_output():
@@ -172,6 +181,12 @@ def test_an_embedding_model_has_the_whole_vocabulary_for_each_token_twice():
     """Once where it is computed, once where it is read."""
     assert need("--embedding").ram.compute_bytes > 2 * 1024 * 32_000 * 4
     assert need().ram.compute_bytes < 1024 * 32_000 * 4
+
+
+def test_a_model_without_a_cache_computes_no_vocabulary():
+    encoder = replace(HEADER, kv_heads=(0,) * 7)
+    both, read = (need("--embedding", header=header).ram.compute_bytes for header in (HEADER, encoder))
+    assert both - read > 0.6 * 1024 * 32_000 * 4
 
 
 def test_the_prompt_cache_is_counted_as_it_is_granted():
