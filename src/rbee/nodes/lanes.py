@@ -40,5 +40,7 @@ EXACT: Final = Lane("exact", 2)
 """Measurements that walk through all pages of a process."""
 DISKS: Final = Lane("disks", 16)
 """One that hangs takes its thread along, for as long as its server is away."""
+BUILDS: Final = Lane("builds", 4)
+"""Children that say what an engine was built for."""
 ENDS: Final = Lane("ends", 10_000)
 """One for each process that is waited for where there are no pidfds."""
