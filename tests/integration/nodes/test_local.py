@@ -221,7 +221,7 @@ def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(
         "RBEE_API_TOKEN": "admin",
         "AWS_SECRET_ACCESS_KEY": "x",
         "NVIDIA_API_KEY": "x",
-        "CUDA_VISIBLE_DEVICES": "0",
+        "GGML_CUDA_GRAPH_OPT": "0",
         "HF_HOME": "/hub",
     }
     argv = command(LAUNCH, tmp_path / "exit.json")
@@ -231,7 +231,7 @@ def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(
     built = environment(LAUNCH, environ)
     assert built["RBEE_WORKER_TOKEN"] == "a-secret-token"
     assert built["RBEE_WORKER_INCARNATION"] == "w-1:3"
-    assert (built["CUDA_VISIBLE_DEVICES"], built["HF_HOME"]) == ("0", "/hub")
+    assert (built["GGML_CUDA_GRAPH_OPT"], built["HF_HOME"]) == ("0", "/hub")
     assert {"RBEE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "NVIDIA_API_KEY"}.isdisjoint(built)
 
 
