@@ -9,7 +9,7 @@ SEED ?=
 export PORT ONCE LOG PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench chaos lock clean
+.PHONY: help run test check bench estimates chaos lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -32,6 +32,10 @@ test: check ## Everything that must pass: check, then all tests
 bench: ## Measure, and print the table
 	@scripts/venv dev
 	$(PY) -m bench.main
+
+estimates: ## Whether the estimates of memory hold: two real models at ten settings (QUICK=1: at two)
+	@scripts/venv dev
+	$(PY) -m bench.estimates $(if $(QUICK),--quick)
 
 chaos: ## Faults at random into a hive that serves, and the table of what came of them (FAULTS=300 SEED=123: so many, the same ones again; STAGES=2: hives side by side)
 	@scripts/venv dev

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import supervision
+from bench import sampling, supervision
 from bench.measure import (
     MIB,
     Row,
@@ -213,6 +213,7 @@ PARTS = {
     "stale": supervision.stale,
     "many": supervision.many,
     "adoption": supervision.adoption,
+    "sampling": sampling.sampling,
 }
 
 

@@ -49,6 +49,11 @@ def rss_bytes(pid: int) -> int:
     return _kib(Path(f"/proc/{pid}/status"), "VmRSS:")
 
 
+def peak_rss_bytes(pid: int) -> int:
+    """The most that was ever resident of it."""
+    return _kib(Path(f"/proc/{pid}/status"), "VmHWM:")
+
+
 def pss_bytes(pid: int) -> int:
     """Proportional set size: shared pages count by the number of those who share them."""
     return _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")

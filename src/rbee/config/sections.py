@@ -151,6 +151,7 @@ class Limits(Section):
     min_free_memory: Size = 2 * GIB
     min_free_vram: Size = 1 * GIB
     min_free_disk: Size = 10 * GIB
+    hard_memory_limit: bool = False
 
 
 class Workers(Section):

@@ -147,7 +147,7 @@ def _leavers_by_trial(case: Case, idle: Sequence[str]) -> list[str]:
 
 
 def _another_setting(case: Case) -> Advice | None:
-    """The value of the one setting that is in the way, where it alone is."""
+    """The value of the one setting that is in the way, where it alone is; of a margin at least half must stay."""
     lacking = [check for check in case.checks if not check.fits]
     names = {check.setting for check in lacking}
     if len(names) != 1 or "" in names:
@@ -160,7 +160,9 @@ def _another_setting(case: Case) -> Advice | None:
         value = -(-lacking[0].need_bytes // SETTING_STEP) * SETTING_STEP
     changed = _with_setting(case, name, value)
     room = changed.room()
-    if value < 0 or not place(changed.demand, room, case.demand.ctx_size).fits(room):
+    if (is_margin and 2 * value < lacking[0].margin_bytes) or not place(
+        changed.demand, room, case.demand.ctx_size
+    ).fits(room):
         return None
     text = f"It would fit with {name} at {setting_text(value)} or {'less' if is_margin else 'more'}."
     return Advice(text, setting=name, setting_bytes=value)

@@ -102,6 +102,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "--fork-holder": Choice(("group", "session")),
         "--hang-after": Whole(0, 1 << 50),
         "--hold-bytes": Whole(0, 1 << 50),
+        "--leak-bytes": Whole(0, 1 << 50),
         "--load-seconds": Number(),
         "--map-bytes": Whole(0, 1 << 50),
         "--stall-load": Flag(),

@@ -54,7 +54,7 @@ class RbeeError(Exception):
 
     code: ClassVar[str] = "internal_error"
 
-    def __init__(self, message: str, **details: Any) -> None:
+    def __init__(self, message: str, /, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.details = details
@@ -97,7 +97,7 @@ class RequestError(RbeeError):
 
     retry_after: float | None = None
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
+    def __init__(self, message: str, /, *, retry_after: float | None = None, **details: Any) -> None:
         super().__init__(message, **details)
         if retry_after is not None:
             self.retry_after = retry_after

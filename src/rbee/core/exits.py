@@ -21,6 +21,7 @@ class ExitReason(StrEnum):
     EVICTED = "evicted"
 
 
+_MIB: Final = 2**20
 _OOM_KILLER: Final = "the kernel's out-of-memory killer"
 
 
@@ -111,8 +112,16 @@ def may_be_oom(exit_: Exit) -> bool:
     return exit_.signal_number == signal.SIGKILL and exit_.reason is ExitReason.CRASHED
 
 
-def with_oom_verdict(exit_: Exit, oom: bool | None) -> Exit:
-    """*exit_*, for which ``may_be_oom`` holds, with what the counters say; None: they cannot tell."""
+def with_oom_verdict(exit_: Exit, oom: bool | None, limit_bytes: int | None = None) -> Exit:
+    """*exit_*, for which ``may_be_oom`` holds, with what the counters say; None: they cannot tell.
+
+    *limit_bytes*: its own hard limit, where that is what it ran into.
+    """
     if oom is None:
         return replace(exit_, may_be_oom=True)
-    return replace(exit_, reason=ExitReason.OOM) if oom else exit_
+    if not oom:
+        return exit_
+    if limit_bytes is None:
+        return replace(exit_, reason=ExitReason.OOM)
+    words = f"it reached the hard limit of {limit_bytes / _MIB:.0f} MiB"
+    return replace(exit_, reason=ExitReason.OOM, message="; ".join(filter(None, (words, exit_.message))))

@@ -156,11 +156,12 @@ class Admissions:
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
-        peak = self._peaks.get(self._peak_key(asked, placement))
+        peak = self._peaks.get(self._peak_key(spec.engine, asked, placement))
         return sizing.need_of(asked, facts, self._options.prompt_cache_bytes, placement, peak)
 
-    def _peak_key(self, spec: WorkerSpec, placement: Placement) -> str:
-        return sizing.peak_key(spec, placement, self._options.prompt_cache_bytes)
+    def _peak_key(self, engine: str, spec: WorkerSpec, placement: Placement) -> str:
+        """*engine*: the name that it has in the settings, *spec* with its kind instead."""
+        return f"{engine}:{sizing.peak_key(spec, placement, self._options.prompt_cache_bytes)}"
 
     def _engine(self, spec: WorkerSpec) -> EngineOptions:
         return self._options.engines.get(spec.engine, EngineOptions())
@@ -259,7 +260,7 @@ class Admissions:
 
     async def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
         spec = replace(record.worker.spec, engine=self._kind(record.worker.spec))
-        key = self._peak_key(spec, placement)
+        key = self._peak_key(record.worker.spec.engine, spec, placement)
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
         limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)

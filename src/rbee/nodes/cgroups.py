@@ -14,6 +14,7 @@ _NAME: Final = re.compile(r"rbee-([A-Za-z0-9._-]{1,128})\.([0-9]{1,12})")
 _UNIFIED: Final = ""
 _NO_MEMBERS: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
 """A group that is gone, is going while it is read, or leaves the list of its processes to the one above (threaded)."""
+MEMORY_LIMIT: Final = "memory.max"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -111,14 +112,16 @@ def remove(group: Path) -> bool:
 class WorkerGroups:
     """The groups below *parent*, one an incarnation. With no parent there are none, and nothing here does anything.
 
-    No controller is enabled in them, and nothing but keepers is moved: what these start is born in the group.
+    No controller is used in them unless *limits_memory*, for which *parent* has to hand down that of memory. Nothing
+    but keepers is moved: what these start is born in the group.
     """
 
-    def __init__(self, parent: Path | None) -> None:
+    def __init__(self, parent: Path | None, limits_memory: bool = False) -> None:
         self.parent = parent
+        self._limits_memory = limits_memory
         self._elsewhere: dict[str, Path] = {}
 
-    def join(self, worker_id: str, incarnation: int, pid: int) -> Path | None:
+    def join(self, worker_id: str, incarnation: int, pid: int, memory_limit_bytes: int | None = None) -> Path | None:
         """Move a process into the group of its incarnation; None where that is not possible."""
         name = _name(worker_id, incarnation)
         if self.parent is None or name is None:
@@ -129,7 +132,16 @@ class WorkerGroups:
         except OSError as error:
             log.warning("no_cgroup_for_worker", worker_id=worker_id, cgroup=str(group), reason=str(error))
             return None
+        if self._limits_memory and memory_limit_bytes is not None:
+            self._limit(worker_id, group, memory_limit_bytes)
         return group
+
+    def _limit(self, worker_id: str, group: Path, memory_limit_bytes: int) -> None:
+        # What the process took before stays charged to the group that it came from: a few MiB.
+        try:
+            (group / MEMORY_LIMIT).write_text(str(memory_limit_bytes))
+        except OSError as error:
+            log.warning("no_memory_limit_for_worker", worker_id=worker_id, cgroup=str(group), reason=str(error))
 
     def adopt(self, worker_id: str, incarnation: int, pid: int) -> Path | None:
         """The group that an earlier hive gave to it, wherever that is; None where it is in none of ours.

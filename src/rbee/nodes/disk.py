@@ -6,11 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import anyio
 import structlog
 
 from rbee.core.resources import DiskReading
-from rbee.nodes.lanes import DISKS
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +32,7 @@ def read(directory: Path) -> DiskReading:
 
 
 class Disk:
-    """The disk of one directory. A look ends within PATIENCE seconds: what was read last serves where it must."""
+    """The disk of one directory. What was read last serves while it fails, or is away. Safe between threads."""
 
     def __init__(
         self,
@@ -45,34 +43,35 @@ class Disk:
         self._directory = directory
         self._read_disk = read
         self._clock = clock
-        # Nothing is known to be free on a disk that has never answered.
-        self._last = DiskReading(str(directory), 0, 0)
         self._begun: dict[object, float] = {}
         self._is_hidden = False
+        # Nothing is known to be free on a disk that has never answered.
+        self.last = DiskReading(str(directory), 0, 0)
 
-    async def look(self) -> DiskReading:
-        """A reading of now, or the last one where the disk does not answer or fails."""
+    def read(self) -> DiskReading:
+        """A reading of now, or the last one. Blocking, as ``read`` is, unless an earlier call is stuck."""
         begun = list(self._begun.values())
         if begun and self._clock() - min(begun) > PATIENCE:
-            return self._last
-        reason = f"it did not answer within {PATIENCE:g} s"
-        try:
-            with anyio.move_on_after(PATIENCE):
-                self._last = await DISKS.run(self._read, abandon_on_cancel=True)
-                self._is_hidden = False
-                return self._last
-        except OSError as error:
-            reason = str(error)
-        if not self._is_hidden:
-            log.error("disk_not_read", directory=str(self._directory), reason=reason)
-        self._is_hidden = True
-        return self._last
-
-    def _read(self) -> DiskReading:
-        # Noted by the thread itself, for nobody else is sure to be there when it ends.
+            return self.last
+        # Noted by whoever reads, for nobody else is sure to be there when that ends.
         ticket = object()
         self._begun[ticket] = self._clock()
         try:
-            return self._read_disk(self._directory)
+            self.last = self._read_disk(self._directory)
+        except OSError as error:
+            self._say_once(str(error))
+        else:
+            self._is_hidden = False
         finally:
             del self._begun[ticket]
+        return self.last
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        if self._begun:
+            self._say_once(f"it did not answer within {PATIENCE:g} s")
+
+    def _say_once(self, reason: str) -> None:
+        if not self._is_hidden:
+            log.error("disk_not_read", directory=str(self._directory), reason=reason)
+        self._is_hidden = True

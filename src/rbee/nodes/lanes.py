@@ -34,12 +34,10 @@ FILES: Final = Lane("files", 8)
 """Logs and what else the folders of workers hold."""
 MEASURES: Final = Lane("measures", 2)
 """Of many processes at once, by the second."""
-MEMORY: Final = Lane("memory", 2)
-"""What the machine has left: admission waits for it, so nothing slow may stand before it."""
+LOOKS: Final = Lane("looks", 16)
+"""What the machine has left: admission waits for it. A disk that hangs takes its thread along."""
 EXACT: Final = Lane("exact", 2)
 """Measurements that walk through all pages of a process."""
-DISKS: Final = Lane("disks", 16)
-"""One that hangs takes its thread along, for as long as its server is away."""
 BUILDS: Final = Lane("builds", 4)
 """Children that say what an engine was built for."""
 ENDS: Final = Lane("ends", 10_000)

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from rbee.core.own_spec import told_text
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
 from rbee.nodes.lanes import EXACT, FILES, MEASURES, SPAWNS
-from rbee.nodes.oom import Birth, OomWatch
+from rbee.nodes.log_room import LogRoom
+from rbee.nodes.oom import Birth, OomWatch, limit_reached
 from rbee.nodes.sweep import Sweeper
 
 log = structlog.get_logger(__name__)
@@ -55,7 +56,8 @@ class KeptProcess(processes.WatchedProcess):
         if self._killed or not may_be_oom(exit_):
             around.oom.look()
             return exit_
-        return with_oom_verdict(exit_, around.oom.explains(around.birth))
+        limit = None if around.group is None else limit_reached(around.group)
+        return with_oom_verdict(exit_, around.oom.explains(around.birth), limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class LocalNode:
     ) -> None:
         self._directory = directory
         self._environ = environ
-        self._max_log_bytes = max_log_bytes
+        self._log_room = LogRoom(directory, max_log_bytes)
         self._keep = keep
         self._groups = WorkerGroups(cgroups.delegated()) if groups is None else groups
         self._oom = oom or OomWatch()
@@ -127,7 +129,7 @@ class LocalNode:
             handle = processes.Handle(child.pid)
             undo.callback(handle.close)
             # At once: it starts its engine only after it has spoken with us, so all below it is born in the group.
-            group = self._groups.join(worker_id, launch.incarnation, child.pid)
+            group = self._groups.join(worker_id, launch.incarnation, child.pid, launch.memory_limit_bytes)
             identity = processes.identify_child(child.pid)
             around = Surroundings(exit_file, launch.incarnation, self._oom, self._oom.begin(child.pid), group)
             undo.pop_all()
@@ -233,18 +235,13 @@ class LocalNode:
         return sum(not folder.exists() for folder in folders)
 
     async def cut_logs(self, interval: float) -> None:
-        """Keep every log under its limit; ends only by cancellation."""
+        """Keep every log under its limit, and the disk from filling; ends only by cancellation."""
         while True:
             await anyio.sleep(interval)
             await FILES.run(self._cut_all)
 
     def _cut_all(self) -> None:
-        for folder in _listed(logs.folders, self._directory):
-            for path in _listed(logs.of, folder):
-                try:
-                    logs.cut(path, self._max_log_bytes)
-                except OSError as error:
-                    log.warning("log_not_cut", path=str(path), reason=str(error))
+        self._log_room.keep()
 
     def _exit_file(self, worker_id: str, incarnation: int) -> Path:
         return self._directory / worker_id / f"{incarnation}.exit.json"
@@ -253,14 +250,6 @@ class LocalNode:
 def _end(child: "subprocess.Popen[bytes]") -> None:
     child.kill()
     child.wait()
-
-
-def _listed(listing: Callable[[Path], list[Path]], folder: Path) -> list[Path]:
-    try:
-        return listing(folder)
-    except OSError as error:
-        log.warning("log_not_cut", path=str(folder), reason=str(error))
-        return []
 
 
 def command(launch: Launch, exit_file: Path) -> list[str]:

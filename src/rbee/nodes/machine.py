@@ -1,14 +1,14 @@
 """This machine: its memory and disks as of now, and the accelerators that somebody else reads."""
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
-from rbee.core.resources import DeviceReading, EngineBuild, MachineReading, MemoryReading
+from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading, MemoryReading
 from rbee.nodes import memory
-from rbee.nodes.disk import Disk
-from rbee.nodes.lanes import MEMORY
+from rbee.nodes.disk import PATIENCE, Disk
+from rbee.nodes.lanes import LOOKS
 
 
 class Gpus(Protocol):
@@ -22,6 +22,12 @@ class NoGpus:
 
     async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
         return ()
+
+
+class _Seen(NamedTuple):
+    memory: MemoryReading
+    models_disk: DiskReading
+    state_disk: DiskReading
 
 
 class LocalMachine:
@@ -44,13 +50,18 @@ class LocalMachine:
     async def look(self, max_age: float = 2.0) -> MachineReading:
         # Before the first of them is read: whatever was settled by then is in all of them.
         at = anyio.current_time()
-        return MachineReading(
-            at=at,
-            memory=await MEMORY.run(self._read_memory),
-            models_disk=await self._models_disk.look(),
-            state_disk=await self._state_disk.look(),
-            devices=await self._gpus.read(max_age),
-        )
+        seen: _Seen | None = None
+        with anyio.move_on_after(PATIENCE):
+            seen = await LOOKS.run(self._read, abandon_on_cancel=True)
+        if seen is None:
+            self._models_disk.give_up()
+            self._state_disk.give_up()
+            seen = _Seen(await LOOKS.run(self._read_memory), self._models_disk.last, self._state_disk.last)
+        return MachineReading(at, *seen, devices=await self._gpus.read(max_age))
+
+    def _read(self) -> _Seen:
+        # In one thread: each change of threads may cost milliseconds on a busy machine.
+        return _Seen(self._read_memory(), self._models_disk.read(), self._state_disk.read())
 
     async def build_of(self, python: str) -> EngineBuild:
         return await self._build_of(python)

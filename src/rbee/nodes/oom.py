@@ -37,15 +37,25 @@ def counter_of(pid: int) -> Path | None:
     return None if read(_VMSTAT) is None else _VMSTAT
 
 
-def read(path: Path) -> int | None:
-    """The number behind ``oom_kill``, in the one form that all three files have; None where there is none."""
+def limit_reached(group: Path) -> int | None:
+    """The limit of a v2 group in bytes, where it is what memory ran out by; None where that was another's."""
+    try:
+        limit = (group / cgroups.MEMORY_LIMIT).read_text().strip()
+    except OSError:
+        return None
+    # The ``oom`` of a group counts the limits of itself and of those below it, of which a worker's has none.
+    return int(limit) if limit.isdigit() and read(group / "memory.events", "oom") else None
+
+
+def read(path: Path, name: str = "oom_kill") -> int | None:
+    """The number behind *name*, in the one form that all three files have; None where there is none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return None
     for line in lines:
-        name, _, value = line.partition(" ")
-        if name == "oom_kill" and value.isdigit():
+        found, _, value = line.partition(" ")
+        if found == name and value.isdigit():
             return int(value)
     return None
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -93,6 +94,18 @@ async def test_a_kill_by_the_kernel_is_told_by_its_counter(counting, counter):
     # Where the counter stands still, it was somebody else.
     exit_ = await ended_unasked(counting)
     assert (exit_.reason, exit_.how()) == (ExitReason.CRASHED, "killed by SIGKILL")
+
+
+async def test_a_worker_that_reached_its_own_hard_limit_is_told_with_the_number(tmp_path, counter):
+    oom = OomWatch(counter_of=lambda _pid: counter)
+    groups = WorkerGroups(tmp_path, limits_memory=True)
+    node = LocalNode(tmp_path / "workers", dict(os.environ), 10**6, keep=5, groups=groups, oom=oom)
+    process = await node.spawn(replace(LAUNCH, memory_limit_bytes=512 * 2**20))
+    counter.write_text("oom_kill 1\n")
+    (groups.find("w-1", 3) / "memory.events").write_text("max 40\noom 1\noom_kill 1\n")
+    os.kill(process.identity.pid, signal.SIGKILL)
+    exit_ = await process.wait()
+    assert (exit_.reason, exit_.message) == (ExitReason.OOM, "it reached the hard limit of 512 MiB")
 
 
 async def test_without_a_counter_the_kernel_is_a_guess(counting, counter):

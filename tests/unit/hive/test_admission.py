@@ -6,6 +6,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
+from rbee.core import auth
 from rbee.core.claims import Peak, Placement
 from rbee.core.errors import DoesNotFit, InvalidField, ModelNotFound
 from rbee.core.launch import Footprint, ProcessIdentity, StoredWorker
@@ -278,7 +279,8 @@ async def test_mapped_pages_of_a_worker_that_was_started_by_hand_are_not_sold_ei
 
 async def external_worker(hive):
     said = announcement("by-hand", pid=4711, model_ref="synthetic:y")
-    return await hive.reception.announce(hive.speaker("admin"), said)
+    hive.node.add_other(4711)
+    return await hive.reception.announce(auth.Principal(auth.Role.ADMIN, trusted=False), said)
 
 
 # What was measured.

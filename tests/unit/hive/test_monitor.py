@@ -6,6 +6,7 @@ from dataclasses import replace
 import anyio
 import pytest
 
+from rbee.core.claims import Claim, Need, Parts, Placement
 from rbee.core.events import Condemned, EndRequested
 from rbee.core.exits import ExitReason
 from rbee.core.launch import Footprint, Reply
@@ -161,6 +162,62 @@ async def test_the_footprint_is_that_of_the_whole_worker_and_goes_with_its_proce
         record.worker = replace(record.worker, state=S.BACKOFF, pid=None)
         await anyio.sleep(6)
         assert record.footprint is None
+
+
+async def test_pages_that_the_processes_of_a_worker_share_end_nobody():
+    async with watching() as scene:
+        record = scene.add(max_memory_bytes=GIB)
+        scene.use(record, private=2 * GIB)
+        scene.node.exact_footprints[record.worker.pid] = Footprint(2 * GIB, GIB // 2)
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert scene.ended == []
+        assert record.footprint.private_bytes == GIB // 2
+
+
+async def test_a_worker_that_is_over_its_memory_exactly_is_ended():
+    async with watching() as scene:
+        record = scene.add(max_memory_bytes=GIB)
+        scene.use(record, private=2 * GIB)
+        scene.node.exact_footprints[record.worker.pid] = Footprint(2 * GIB, GIB + 1)
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert scene.causes == [ExitReason.OVER_MEMORY]
+
+
+async def test_only_a_worker_near_its_limit_is_measured_exactly():
+    async with watching() as scene:
+        record = scene.add(max_memory_bytes=GIB)
+        scene.use(record, private=GIB // 2)
+        scene.node.exact_footprints[record.worker.pid] = Footprint(0, 2 * GIB)
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert scene.ended == []
+
+
+async def test_a_worker_above_what_it_was_admitted_with_is_left_alone():
+    async with watching() as scene:
+        record = scene.add()
+        record.claim = Claim(Placement(), Need(Parts(weights_bytes=GIB)))
+        scene.use(record, private=3 * GIB)
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert scene.ended == []
+
+
+async def test_who_was_measured_is_told_after_each_sampling():
+    async with watching() as scene:
+        scene.add()
+        await anyio.sleep(3 * OPTIONS.memory_interval + 0.1)
+        assert scene.samplings == 4
+
+
+async def test_every_process_of_a_life_is_remembered_until_the_next():
+    async with watching() as scene:
+        record = scene.add()
+        pid = record.worker.pid
+        for members in ((pid,), (pid, 500)):
+            scene.node.footprints[pid] = Footprint(pids=members)
+            await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        scene.node.footprints[pid] = Footprint(pids=(pid,))
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert set(record.pids) == {pid, 500}
 
 
 @pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.READY])

@@ -2,16 +2,17 @@
 
 import threading
 
-import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from rbee.core.resources import DiskReading
+from rbee.core.resources import DiskReading, EngineBuild, MemoryReading
 from rbee.nodes import disk
 from rbee.nodes.disk import Disk
+from rbee.nodes.machine import LocalMachine
+from tests.hives import wait_for
 
-pytestmark = pytest.mark.anyio
 GOOD = DiskReading("/models", 100, 40)
+MEMORY = MemoryReading(1000, 500)
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def anyio_backend():
 
 
 class Server:
-    """Plays the disk: *answer* is what it says, an error it raises; it waits while ``away``."""
+    """Plays the disk: *answer* is what it says, an error it raises; it keeps all waiting while it is not ``here``."""
 
     def __init__(self, answer=GOOD):
         self.answer = answer
@@ -43,6 +44,32 @@ class Clock:
         return self.now
 
 
+async def build_of(python):
+    return EngineBuild()
+
+
+@pytest.fixture
+def server():
+    played = Server()
+    yield played
+    played.here.set()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def watched(tmp_path, server, clock):
+    return Disk(tmp_path, server.read, clock)
+
+
+@pytest.fixture
+def machine(tmp_path, watched):
+    return LocalMachine(watched, Disk(tmp_path), build_of, read_memory=lambda: MEMORY)
+
+
 def test_the_nearest_directory_that_exists_is_read(tmp_path):
     whole = disk.read(tmp_path)
     below = disk.read(tmp_path / "not" / "there" / "yet")
@@ -52,50 +79,51 @@ def test_the_nearest_directory_that_exists_is_read(tmp_path):
     assert disk.read(tmp_path / "file" / "x").total_bytes == whole.total_bytes
 
 
-async def test_a_disk_that_answers_is_read_each_time(tmp_path):
-    server = Server()
-    watched = Disk(tmp_path, server.read)
-    assert await watched.look() == GOOD
+def test_a_disk_that_answers_is_read_each_time(watched, server):
+    assert watched.read() == GOOD
     server.answer = DiskReading("/models", 100, 30)
-    assert await watched.look() == server.answer
+    assert watched.read() == server.answer
 
 
-async def test_a_disk_that_hangs_is_waited_for_once_and_its_last_reading_serves(tmp_path):
-    server, clock = Server(), Clock()
-    watched = Disk(tmp_path, server.read, clock)
-    await watched.look()
-    server.here.clear()
-    with capture_logs() as logged:
-        assert await watched.look() == GOOD
-        clock.now += 2 * disk.PATIENCE
-        asked = server.asked
-        for _ in range(100):
-            assert await watched.look() == GOOD
-    assert server.asked == asked
-    assert [line["event"] for line in logged] == ["disk_not_read"]
-    server.here.set()
-
-
-async def test_a_disk_that_comes_back_is_read_again(tmp_path):
-    server, clock = Server(), Clock()
-    watched = Disk(tmp_path, server.read, clock)
-    server.here.clear()
-    assert (await watched.look()).free_bytes == 0
-    clock.now += 2 * disk.PATIENCE
-    server.here.set()
-    # Only once its thread has ended is it asked again.
-    with anyio.fail_after(60):
-        while await watched.look() != GOOD:  # noqa: ASYNC110 - nothing tells a test that a thread has ended
-            await anyio.sleep(0.01)
-
-
-async def test_a_disk_that_fails_is_said_once_until_it_works_again(tmp_path):
-    server = Server()
-    watched = Disk(tmp_path, server.read)
-    await watched.look()
+def test_a_disk_that_fails_is_said_once_until_it_works_again(watched, server):
+    watched.read()
     with capture_logs() as logged:
         for answer in (OSError(5, "Input/output error"), GOOD, OSError(116, "Stale file handle")):
             server.answer = answer
-            assert await watched.look() == GOOD
-            assert await watched.look() == GOOD
+            assert watched.read() == GOOD
+            assert watched.read() == GOOD
     assert [line["reason"] for line in logged] == ["[Errno 5] Input/output error", "[Errno 116] Stale file handle"]
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_hangs_is_waited_for_once_and_its_last_reading_serves(machine, server, clock):
+    await machine.look()
+    server.here.clear()
+    with capture_logs() as logged:
+        found = await machine.look()
+        assert (found.memory, found.models_disk) == (MEMORY, GOOD)
+        clock.now += 2 * disk.PATIENCE
+        for _ in range(100):
+            assert (await machine.look()).models_disk == GOOD
+    assert server.asked == 2
+    assert [line["event"] for line in logged] == ["disk_not_read"]
+
+
+@pytest.mark.anyio
+async def test_the_other_disk_is_read_while_one_hangs(machine, server, clock, tmp_path):
+    server.here.clear()
+    await machine.look()
+    clock.now += 2 * disk.PATIENCE
+    found = await machine.look()
+    assert found.models_disk == DiskReading(str(tmp_path), 0, 0)
+    assert found.state_disk.free_bytes > 0
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_comes_back_is_read_again(machine, watched, server, clock):
+    server.here.clear()
+    await machine.look()
+    clock.now += 2 * disk.PATIENCE
+    server.here.set()
+    wait_for(lambda: watched.read() == GOOD, "its thread has ended")
+    assert (await machine.look()).models_disk == GOOD

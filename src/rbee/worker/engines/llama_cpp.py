@@ -4,16 +4,12 @@ import json
 from pathlib import Path
 from typing import Final
 
+from rbee.core import llama_cpp
 from rbee.core.environment import NO_DEVICES
 from rbee.worker.engines.base import Launch, Plan
 from rbee.worker.engines.dialect import LlamaDialect
 
 _SERVER: Final = str(Path(__file__).with_name("llama_cpp_server.py"))
-_BATCH: Final = 512
-"""Prompt tokens a batch: all counters stand still during one, so a larger batch would look like a hang."""
-
-_LARGEST_BATCH: Final = 8192
-_ALL_LAYERS: Final = 9999
 
 
 class LlamaCpp(LlamaDialect):
@@ -48,16 +44,18 @@ class LlamaCpp(LlamaDialect):
 def parameters(plan: Plan) -> dict[str, int]:
     """Whole-number parameters of llama.cpp. ``n_ctx`` is shared by its slots, ``ctx_size`` is for one request.
 
-    An embedding model needs a whole input in one batch (llama.cpp refuses longer ones), so its batch is the context.
+    Whatever takes memory is set here and counted by core/sizing.py, nothing of it left to llama.cpp's defaults.
     """
-    embeds = "--embedding" in plan.engine_args or "--reranking" in plan.engine_args
-    batch = max(_BATCH, min(plan.ctx_size, _LARGEST_BATCH)) if embeds else _BATCH
-    layers = plan.engine_args.get("--n-gpu-layers", 0 if plan.backend == "cpu" else _ALL_LAYERS)
+    batch = llama_cpp.batch_of(plan.ctx_size, plan.engine_args)
+    layers = plan.engine_args.get("--n-gpu-layers", 0 if plan.backend == "cpu" else llama_cpp.ALL_LAYERS)
     return {
         "n_parallel": plan.slots,
         "n_ctx": plan.ctx_size * plan.slots,
         "n_batch": batch,
         "n_ubatch": batch,
         "n_gpu_layers": int(layers),
-        "cache_ram_mib": plan.prompt_cache_bytes >> 20,
+        "cache_ram_mib": llama_cpp.prompt_cache_mib(plan.prompt_cache_bytes),
+        "n_ctx_checkpoints": llama_cpp.CHECKPOINTS,
+        "kv_unified": False,
+        "swa_full": False,
     }

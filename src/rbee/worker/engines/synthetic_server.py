@@ -2,7 +2,7 @@
 
 Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY. Memory on request: --hold-bytes (written),
 --map-bytes (of a mapped file, as weights are), --vram-bytes (claimed by admission, and never taken). Faults on request:
---fail-load, --stall-load (never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that
+--leak-bytes (written too, but not what it was admitted with), --fail-load, --stall-load (never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that
 keeps the port open).
 """
 
@@ -45,7 +45,8 @@ class SyntheticServer:
         message = self._args.get("--fail-load")
         if message is not None:
             sys.exit(f"error: {message}")
-        self._held = b"\1" * self._args.get("--hold-bytes", 0)  # written, so that the pages are really there
+        held = self._args.get("--hold-bytes", 0) + self._args.get("--leak-bytes", 0)
+        self._held = b"\1" * held  # written, so that the pages are really there
         try:
             self._mapped = map_file(self._args.get("--map-bytes", 0))
         except OSError as error:
