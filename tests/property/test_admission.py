@@ -141,6 +141,12 @@ class Admission(RuleBasedStateMachine):
             - LIMITS.min_free_vram
         )
 
+    def known_left_vram(self, number, own=None):
+        """As above, less what a silent driver does not tell of a load that goes on: that counts twice."""
+        loading = [worker for worker in self.workers if not worker.is_loaded and worker.worker_id != own]
+        twice = sum(worker.vram.get(number, 0) for worker in loading) if self.driver == "silent" else 0
+        return self.left_vram(number, own) - twice
+
     def must_fit(self, demand):
         """Whether it fits by the rule."""
         ram = demand.size(Placement(), demand.ctx_size).ram.total_bytes
@@ -154,7 +160,9 @@ class Admission(RuleBasedStateMachine):
             return False
         if not demand.devices:
             return True
-        rooms = sorted((self.left_vram(device.index, demand.worker_id) for device in demand.devices), reverse=True)
+        rooms = sorted(
+            (self.known_left_vram(device.index, demand.worker_id) for device in demand.devices), reverse=True
+        )
         return any(self.layers_fit(demand, rooms[:count]) for count in range(1, len(rooms) + 1))
 
     @staticmethod
@@ -208,7 +216,7 @@ class Admission(RuleBasedStateMachine):
         asked = () if device is None or not readings else (readings[device % len(readings)],)
         device = asked[0].index if asked else None
         ram = 0 if asked else max(0, min(self.left_ram(), LIMITS.max_worker_memory) + over)
-        vram = max(0, self.left_vram(device) + over) if asked else 0
+        vram = max(0, self.known_left_vram(device) + over) if asked else 0
 
         def size(placement, ctx_size):
             return Need(Parts(kv_cache_bytes=ram), tuple(Parts(overhead_bytes=vram) for _ in placement.devices))

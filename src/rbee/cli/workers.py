@@ -101,7 +101,7 @@ def processor(worker: Record) -> str:
     numbers = ",".join(str(device) for device in devices)
     claim = worker.get("claim")
     # The embeddings stay in host memory always; they alone are no reason to speak of a split.
-    if claim is None or "--n-gpu-layers" not in worker.get("engine_args", ()):
+    if claim is None or not any(said.startswith("--n-gpu-layers") for said in worker.get("engine_args", ())):
         return f"100% GPU {numbers}"
     host, video = claim["ram_weights_bytes"], sum(claim["vram_weights_bytes"])
     share = round(100 * host / max(1, host + video))
