@@ -29,6 +29,12 @@ def test_heads_that_do_not_match_the_layers_leave_the_size_of_the_file(tmp_path,
     assert read_facts(str(path)).header is None
 
 
+def test_numbers_that_no_model_has_leave_the_size_of_the_file(tmp_path):
+    huge = {"ssm.conv_kernel": 4, "ssm.inner_size": 2**25, "ssm.state_size": 2**25}
+    for extra in (huge, {"embedding_length": 2**40}, {"attention.head_count_kv": [2**31 - 1, 2]}):
+        assert read_facts(str(Model(extra=extra).write(tmp_path / "model.gguf"))).header is None
+
+
 def test_a_model_that_says_nothing_of_cached_heads_caches_all(tmp_path):
     assert header_of(tmp_path, extra={"attention.head_count_kv": None}).kv_heads == (4, 4)
 
