@@ -18,7 +18,7 @@ from rbee import __version__
 from rbee.config.settings import Settings
 from rbee.core import auth
 from rbee.core.admission import Limits
-from rbee.core.launch import EngineOptions
+from rbee.core.launch import EngineOptions, kind_of
 from rbee.core.resources import DiskReading, MachineReading, MemoryReading
 from rbee.core.restart import RestartRules
 from rbee.core.routing import RouteTable
@@ -325,10 +325,7 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
         term_grace=settings.lifecycle.term_grace,
         orphan_timeout=orphan_timeout(settings),
         prompt_cache_bytes=settings.workers.prompt_cache,
-        engines={
-            name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
-            for name, engine in settings.engine.items()
-        },
+        engines=engines(settings),
         limits=limits(settings),
         hard_memory_limit=settings.limits.hard_memory_limit,
         health_timeout=settings.monitor.health_timeout,
@@ -346,6 +343,13 @@ def limits(settings: Settings) -> Limits:
         limits.min_free_disk,
         log_bytes=settings.log.max_bytes,
     )
+
+
+def engines(settings: Settings) -> dict[str, EngineOptions]:
+    return {
+        name: EngineOptions(engine.command, engine.health_path, str(engine.python or ""))
+        for name, engine in settings.engine.items()
+    }
 
 
 def monitor_options(settings: Settings) -> MonitorOptions:
@@ -404,7 +408,14 @@ def defaults(settings: Settings) -> Defaults:
         )
         for name, model in settings.model.items()
     }
-    return Defaults(workers.engine, workers.ctx_size, workers.slots, Restart(settings.restart.policy), models)
+    return Defaults(
+        engine=workers.engine,
+        ctx_size=workers.ctx_size,
+        slots=workers.slots,
+        restart=Restart(settings.restart.policy),
+        models=models,
+        kinds={name: kind_of(name, options) for name, options in engines(settings).items()},
+    )
 
 
 NOT_BUILT: Final = (

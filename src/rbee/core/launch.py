@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from rbee.core.claims import Claim, Placement
+from rbee.core.engine_args import COMMAND, LLAMA_CPP
 from rbee.core.exits import Exit
 from rbee.core.worker import WorkerSpec
 
@@ -16,6 +17,13 @@ class EngineOptions:
     command: tuple[str, ...] = ()
     health_path: str = ""
     python: str = ""
+
+
+def kind_of(engine: str, options: EngineOptions) -> str:
+    """What an engine of the settings is: a command, or llama.cpp under another name with a Python of its own."""
+    if options.command:
+        return COMMAND
+    return LLAMA_CPP if options.python else engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from rbee.core import admission, backends, model_ref, sizing
 from rbee.core.admission import Demand, Limits, Resource, Verdict
 from rbee.core.backends import Choice
 from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
-from rbee.core.engine_args import COMMAND, LLAMA_CPP
+from rbee.core.engine_args import LLAMA_CPP
 from rbee.core.errors import ControlUnavailable, DoesNotFit, RequestError
-from rbee.core.launch import EngineOptions, Footprint
+from rbee.core.launch import EngineOptions, Footprint, kind_of
 from rbee.core.model_header import ModelFacts
 from rbee.core.resources import DeviceReading, EngineBuild, MachineReading
 from rbee.core.routing import RouteTable
@@ -296,13 +296,6 @@ class Admissions:
                 before = free
                 await anyio.sleep(RETURN_INTERVAL)
         log.warning("vram_not_returned", worker_id=record.worker_id, devices=placement.devices, pids=pids)
-
-
-def kind_of(engine: str, options: EngineOptions) -> str:
-    """What an engine of the settings is: a command, or llama.cpp under another name with a Python of its own."""
-    if options.command:
-        return COMMAND
-    return LLAMA_CPP if options.python else engine
 
 
 def on(placement: Placement, devices: Sequence[DeviceReading]) -> list[DeviceReading]:

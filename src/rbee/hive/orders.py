@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rbee.core import engine_args, model_ref
+from rbee.core.engine_args import COMMAND, LLAMA_CPP, SYNTHETIC
 from rbee.core.errors import InvalidField
 from rbee.core.limits import MAX_SPEC_BYTES
 from rbee.core.model_ref import Scheme
@@ -30,13 +31,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the settings say for a field that an order leaves open. ``models``: orders by the name of their table."""
+    """What the settings say for a field that an order leaves open. ``models``: orders by the name of their table;
+    ``kinds``: what the engines of the settings are, by name (``launch.kind_of``)."""
 
     engine: str = "llama-cpp"
     ctx_size: int = 4096
     slots: int = 4
     restart: Restart = Restart.ON_FAILURE
     models: Mapping[str, Order] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def specify(order: Order, defaults: Defaults) -> WorkerSpec:
@@ -49,7 +52,7 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
     if (engine == "synthetic") != (ref.scheme is Scheme.SYNTHETIC):
         only = "synthetic engine runs synthetic: references alone, and nothing else runs those"
         raise InvalidField(f"The engine '{engine}' cannot run '{ref}': the {only}.", field="engine")
-    known_arguments = engine if engine in ("llama-cpp", "synthetic") else "command"
+    known_arguments = defaults.kinds.get(engine, engine if engine in (LLAMA_CPP, SYNTHETIC) else COMMAND)
     engine_args.check(known_arguments, order.engine_args)
     spec = WorkerSpec(
         worker_id="",
@@ -60,7 +63,7 @@ def specify(order: Order, defaults: Defaults) -> WorkerSpec:
         engine_args=order.engine_args,
         alias=order.alias,
         ctx_size=order.ctx_size or defaults.ctx_size,
-        slots=order.slots or (256 if known_arguments == "command" else defaults.slots),
+        slots=order.slots or (256 if known_arguments == COMMAND else defaults.slots),
         restart=order.restart or defaults.restart,
         max_memory_bytes=order.max_memory_bytes,
         idle_timeout=order.idle_timeout,

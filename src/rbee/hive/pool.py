@@ -328,10 +328,10 @@ class Pool:
         if spec.engine in ("llama-cpp", "synthetic"):
             return
         options = self._options.engines.get(spec.engine)
-        if options is None or not options.command:
+        if options is None or not (options.command or options.python):
             raise InvalidField(
-                f"There is no engine '{spec.engine}'. Use llama-cpp or synthetic, or give it a command in the settings "
-                f"file under [engine.{spec.engine}].",
+                f"There is no engine '{spec.engine}'. Use llama-cpp or synthetic, or give it a command or the python "
+                f"of another xllamacpp in the settings file under [engine.{spec.engine}].",
                 field="engine",
             )
 

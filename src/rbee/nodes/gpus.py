@@ -17,8 +17,6 @@ from rbee.nodes.nvml import DRIVER, Look, Nvml
 
 log = structlog.get_logger(__name__)
 
-OLDEST: Final = 2.0
-"""Seconds for which a reading is good."""
 ANSWER_TIMEOUT: Final = 1.0
 """Seconds that a driver may take; one read of eight GPUs takes some milliseconds."""
 BEGIN_TIMEOUT: Final = 10.0
@@ -37,7 +35,6 @@ class Driver(Protocol):
 class Pace:
     """Seconds; see the constants."""
 
-    oldest: float = OLDEST
     answer_timeout: float = ANSWER_TIMEOUT
     begin_timeout: float = BEGIN_TIMEOUT
     retry_interval: float = RETRY_INTERVAL
@@ -53,7 +50,7 @@ class _Question:
     answered: anyio.Event = field(default_factory=anyio.Event)
 
 
-class Gpus:
+class NvidiaGpus:
     """Nothing is read unless somebody asks, and one reading serves all who ask within its time.
 
     Of *environ* CUDA_VISIBLE_DEVICES counts: a device that was hidden from us is not ours to give.
@@ -67,15 +64,16 @@ class Gpus:
         self._thread: threading.Thread | None = None
         self._asked: _Question | None = None
         self._devices: tuple[DeviceReading, ...] = ()
-        self._good_until = float("-inf")
+        self._read_at = float("-inf")
+        self._nothing_until = float("-inf")
         self._has_answered = False
         self._told: dict[str, str] = {}
 
-    async def read(self) -> tuple[DeviceReading, ...]:
-        """The devices as they were at most 2 s ago, by number; those that are missing, or whose driver hangs, are not
-        among them. Raises nothing."""
+    async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
+        """The devices as they were at most *max_age* seconds ago, by number; those that are missing, or whose driver
+        hangs, are not among them. Raises nothing."""
         now = anyio.current_time()
-        if now < self._good_until:
+        if now - self._read_at < max_age or now < self._nothing_until:
             return self._devices
         question = self._asked or self._ask(now)
         with anyio.move_on_after(question.deadline - now):
@@ -109,8 +107,9 @@ class Gpus:
         self._asked = None
         self._has_answered = True
         self._devices = tuple(device for device in look.devices if sees(self._visible, device.index, device.uuid))
-        # Of the time when it was asked for: that is the most that it can be old.
-        self._good_until = question.at + (self._pace.oldest if look.good_for is None else look.good_for)
+        # Since it was asked for: that is the most that it can be old.
+        self._read_at = question.at
+        self._nothing_until = question.at + look.nothing_for
         self._tell(look.problems)
         question.answered.set()
 

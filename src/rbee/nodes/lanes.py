@@ -38,5 +38,7 @@ LOOKS: Final = Lane("looks", 16)
 """What the machine has left: admission waits for it. A disk that hangs takes its thread along."""
 EXACT: Final = Lane("exact", 2)
 """Measurements that walk through all pages of a process."""
+BUILDS: Final = Lane("builds", 4)
+"""Children that say what an engine was built for."""
 ENDS: Final = Lane("ends", 10_000)
 """One for each process that is waited for where there are no pidfds."""

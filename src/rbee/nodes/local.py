@@ -12,9 +12,9 @@ from pathlib import Path
 import anyio
 import structlog
 
-from rbee.core.environment import inherited
+from rbee.core.environment import inherited, placed
 from rbee.core.exits import UNKNOWN, Exit, completed, may_be_oom, with_oom_verdict
-from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker
+from rbee.core.launch import Footprint, Launch, ProcessIdentity, StoredWorker, kind_of
 from rbee.core.own_spec import told_text
 from rbee.nodes import cgroups, footprints, last_words, logs, marks, processes
 from rbee.nodes.cgroups import WorkerGroups
@@ -254,19 +254,21 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
 
 def command(launch: Launch, exit_file: Path) -> list[str]:
     """The keeper's command line. It holds no secret: those travel in the environment."""
-    spec = launch.spec
+    spec, placement = launch.spec, launch.placement
     # The worker's module, not a program found on PATH: it is always this very installation.
     argv = [sys.executable, "-m", "rbee.worker", "--worker-id", spec.worker_id, "--model-ref", spec.model_ref]
     options: dict[str, object] = {
         "--model": launch.model_path,
-        "--backend": spec.backend,
-        "--device": spec.device,
+        "--backend": placement.backend,
+        "--device": placement.devices[0] if placement.devices else 0,
+        "--devices": ",".join(map(str, placement.devices)),
+        "--tensor-split": ",".join(format(share, ".6g") for share in placement.split),
         "--host": launch.host,
         "--port": launch.port,
         "--port-last": launch.port_last,
         "--callback-url": launch.callback_url,
-        # A name of the settings file is a command; the keeper knows kinds, not names.
-        "--engine": "command" if launch.engine.command else spec.engine,
+        # A name of the settings file means one of the kinds, which are all that the keeper knows.
+        "--engine": kind_of(spec.engine, launch.engine),
         "--ctx-size": spec.ctx_size,
         "--slots": spec.slots,
         "--heartbeat-interval": launch.heartbeat_interval,
@@ -287,7 +289,7 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
 
 def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """A built environment: what programs need to run, and no secret but this worker's own token."""
-    built = inherited(environ)
+    built = {**inherited(environ), **placed(launch.placement, launch.device_uuids, environ)}
     built["RBEE_WORKER_TOKEN"] = launch.token
     built["RBEE_WORKER_SPEC"] = told_text(launch.spec)
     built[marks.INCARNATION_VARIABLE] = marks.mark_of(launch.spec.worker_id, launch.incarnation)

@@ -18,12 +18,12 @@ _SUSPICIOUS_USE: Final = 2**30
 class Look:
     """``problems``: why a device, or the whole driver, is not there; by its number, or DRIVER.
 
-    ``good_for``: seconds for which it is not worth looking again, None where that is for the caller to say.
+    ``nothing_for``: seconds for which another look would find as little, 0 where there is a driver.
     """
 
     devices: tuple[DeviceReading, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
-    good_for: float | None = None
+    nothing_for: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Nvml:
                 self._end()
                 self._missing = {DRIVER: self._sentence(error)}
         devices = tuple(reading for device in self._devices if (reading := self._read(device)) is not None)
-        good_for = None if self._is_begun else max(0.0, self._next_begin - now)
-        return Look(devices, {**self._missing, **self._sliced}, good_for)
+        nothing_for = 0.0 if self._is_begun else max(0.0, self._next_begin - now)
+        return Look(devices, {**self._missing, **self._sliced}, nothing_for)
 
     def _begin(self) -> None:
         self._end()

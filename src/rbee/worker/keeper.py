@@ -182,7 +182,7 @@ class Keeper:
         launch = self._engine.launch(self._port, self._engine_key)
         environment = {
             **inherited(self._environ),
-            **device_variables(self._options.backend, self._options.device, self._environ),
+            **device_variables(self._options.backend, self._options.devices, self._environ),
             "RBEE_WORKER_INCARNATION": incarnation_mark(self._options),
             KEEPER_MARK: self._mark,
             # What Python could not write to a full disk it would try again at its end, and then exit with 120.

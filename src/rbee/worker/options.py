@@ -21,6 +21,10 @@ _PORTS: Final = range(1, 65536)
 _LONGEST: Final = 1e8
 """Seconds, three years: timers overflow far above it."""
 
+_LAST_DEVICE: Final = 1023
+_MOST_DEVICES: Final = 16
+"""That llama.cpp uses together (GGML_CUDA_MAX_DEVICES, GGML_VK_MAX_DEVICES)."""
+
 _SPAN: Final = 919
 """Ports after --port that may be used instead; 8081 gives DESIGN's 8081-9000."""
 
@@ -36,6 +40,8 @@ class Options(NamedTuple):
     model_ref: str
     backend: str
     device: int
+    devices: tuple[int, ...]
+    tensor_split: tuple[float, ...]
     host: str
     port: int
     port_last: int
@@ -118,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", default="", help="path of the model file; not for the synthetic engine")
     add("--model-ref", required=True, type=_printable, help="what clients call the model, such as hf:org/repo")
     add("--backend", default="cpu", choices=("cpu", "cuda", "rocm", "vulkan", "metal"))
-    add("--device", default=0, type=_whole(0, 1023), help="number of the GPU")
+    add("--device", default=0, type=_whole(0, _LAST_DEVICE), help="number of the GPU")
+    add("--devices", default=(), type=_devices, help="numbers of the GPUs that share the model, such as 0,2")
+    add("--tensor-split", default=(), type=_shares, help="what each of them gets of it, such as 0.5,0.5")
     add("--host", default="127.0.0.1", type=_printable)
     add("--port", default=8081, type=_whole(_PORTS[0], _PORTS[-1]), help="the next free one is used if it is taken")
     add("--port-last", type=_whole(_PORTS[0], _PORTS[-1]))
@@ -146,7 +154,11 @@ def _derived(found: Mapping[str, Any]) -> dict[str, Any]:
     port_last = min(max(port + _SPAN, 9000), _PORTS[-1]) if last is None else last
     if port_last < port:
         raise ValueError(f"--port-last {port_last} is below --port {port}")
-    return {"port_last": port_last, "slots": found["slots"] or _SLOTS.get(engine, _DEFAULT_SLOTS)}
+    devices, shares = found["devices"] or (found["device"],), found["tensor_split"]
+    if shares and len(shares) != len(devices):
+        raise ValueError(f"--tensor-split has {len(shares)} shares for {len(devices)} devices")
+    slots = found["slots"] or _SLOTS.get(engine, _DEFAULT_SLOTS)
+    return {"port_last": port_last, "slots": slots, "device": devices[0], "devices": devices}
 
 
 def _from_environment(engine: str, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -201,6 +213,24 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read_whole
+
+
+def _devices(text: str) -> tuple[int, ...]:
+    read_device = _whole(0, _LAST_DEVICE)
+    devices = tuple(read_device(part) for part in text.split(",", _MOST_DEVICES))
+    if len(devices) > _MOST_DEVICES or len(set(devices)) < len(devices):
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_DEVICES} numbers, each once")
+    return devices
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(",", _MOST_DEVICES))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 <= share <= 1 for share in shares) or sum(shares) == 0:
+        raise argparse.ArgumentTypeError(f"'{text[:80]}' is not a list of shares from 0 to 1, such as 0.5,0.5")
+    return shares
 
 
 def _seconds(above: float) -> Callable[[str], float]:

@@ -12,7 +12,7 @@ import anyio
 import structlog
 
 from rbee.core.resources import DeviceReading
-from rbee.nodes.gpus import Gpus, Pace
+from rbee.nodes.gpus import NvidiaGpus, Pace
 from rbee.nodes.nvml import Look, Nvml
 
 SAID: list[dict[str, Any]] = []
@@ -42,15 +42,15 @@ class Counting:
 
 async def read_when_told() -> None:
     settings = json.loads(sys.argv[1])
-    environ = settings.pop("environ")
+    environ, max_age = settings.pop("environ"), settings.pop("max_age")
     pace = Pace(**settings)
     driver = Counting(Nvml(pace.retry_interval))
-    gpus = Gpus(environ, driver, pace)
+    gpus = NvidiaGpus(environ, driver, pace)
     async for line in anyio.wrap_file(sys.stdin):
         answers: list[tuple[DeviceReading, ...]] = []
 
         async def ask(answers: list[tuple[DeviceReading, ...]] = answers) -> None:
-            answers.append(await gpus.read())
+            answers.append(await gpus.read(max_age))
 
         ticks = 0
         async with anyio.create_task_group() as tasks:

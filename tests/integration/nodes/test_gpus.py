@@ -22,7 +22,7 @@ from tests.stand_in_nvml import (
 )
 
 READER = Path(__file__).with_name("gpu_reader.py")
-ALWAYS_FRESH = {"oldest": 0.0, "retry_interval": 0.0}
+ALWAYS_FRESH = {"max_age": 0.0, "retry_interval": 0.0}
 
 
 class Reader:
@@ -184,7 +184,7 @@ def test_a_process_ends_although_its_driver_hangs(tmp_path: Path, start: Start) 
 
 def test_one_reading_serves_all_who_ask_at_once_and_soon_after(tmp_path: Path, start: Start) -> None:
     with stand_in(tmp_path, gpus=8) as driver:
-        reader = start(driver, oldest=60.0)
+        reader = start(driver, max_age=60.0)
         reader.read(at_once=50)
         reader.read(at_once=50)
     assert reader.looks == 1

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from rbee.core.claims import Placement
 from rbee.core.exits import ExitReason
 from rbee.core.launch import EngineOptions, Launch
 from rbee.core.worker import WorkerSpec
@@ -220,7 +221,7 @@ def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(
         "RBEE_API_TOKEN": "admin",
         "AWS_SECRET_ACCESS_KEY": "x",
         "NVIDIA_API_KEY": "x",
-        "CUDA_VISIBLE_DEVICES": "0",
+        "GGML_CUDA_GRAPH_OPT": "0",
         "HF_HOME": "/hub",
     }
     argv = command(LAUNCH, tmp_path / "exit.json")
@@ -230,8 +231,32 @@ def test_no_secret_is_on_a_command_line_and_none_but_its_own_in_the_environment(
     built = environment(LAUNCH, environ)
     assert built["RBEE_WORKER_TOKEN"] == "a-secret-token"
     assert built["RBEE_WORKER_INCARNATION"] == "w-1:3"
-    assert (built["CUDA_VISIBLE_DEVICES"], built["HF_HOME"]) == ("0", "/hub")
+    assert (built["GGML_CUDA_GRAPH_OPT"], built["HF_HOME"]) == ("0", "/hub")
     assert {"RBEE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "NVIDIA_API_KEY"}.isdisjoint(built)
+
+
+def test_a_worker_is_told_where_it_was_placed(tmp_path):
+    placement = Placement("cuda", (2, 0), (0.25, 0.75))
+    launch = replace(LAUNCH, placement=placement, device_uuids=("GPU-c", "GPU-a"))
+    argv = command(launch, tmp_path / "exit.json")
+    told = dict(zip(argv[3::2], argv[4::2], strict=False))
+    assert (told["--backend"], told["--device"], told["--devices"]) == ("cuda", "2", "2,0")
+    assert told["--tensor-split"] == "0.25,0.75"
+    assert environment(launch, {"CUDA_VISIBLE_DEVICES": "0,1,2"})["CUDA_VISIBLE_DEVICES"] == "GPU-c,GPU-a"
+
+
+def test_a_worker_of_the_processor_sees_no_gpu(tmp_path):
+    argv = command(LAUNCH, tmp_path / "exit.json")
+    assert argv[argv.index("--backend") + 1] == "cpu"
+    assert "--devices" not in argv
+    assert environment(LAUNCH, {})["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_an_engine_with_a_python_alone_is_llama_cpp_run_by_it(tmp_path):
+    options = EngineOptions(python="/opt/cuda/bin/python")
+    argv = command(replace(LAUNCH, spec=replace(SPEC, engine="cuda"), engine=options), tmp_path / "exit.json")
+    assert argv[argv.index("--engine") + 1] == "llama-cpp"
+    assert argv[argv.index("--engine-python") + 1] == "/opt/cuda/bin/python"
 
 
 def test_the_template_of_a_command_engine_travels_in_the_environment(tmp_path):

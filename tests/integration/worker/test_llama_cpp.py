@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -126,6 +127,30 @@ def test_a_backend_that_the_build_does_not_have_never_runs_on_the_processor(
     worker = start_worker(hive.url, "--model", example_model, "--backend", "cuda", engine="llama-cpp")
     assert worker.wait_end() == 1
     assert "sees no GPU" in hive.wait_state("failed")["reason"]
+
+
+@pytest.mark.parametrize(("devices", "outcome"), [("0,1", "serves"), ("0,1,2", "sees 2")])
+def test_a_model_is_only_loaded_where_the_engine_sees_every_device_of_its_placement(
+    hive: StubHive, start_worker: StartWorker, example_model: str, tmp_path: Path, devices: str, outcome: str
+) -> None:
+    """A build for two GPUs, as far as it can be had without any: the devices are added to what the real one reports."""
+    folder = tmp_path / "added"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import xllamacpp\n"
+        "kind = type(xllamacpp.get_device_info()[0]['type']).GGML_BACKEND_DEVICE_TYPE_GPU\n"
+        "xllamacpp.get_device_info = lambda: [{'type': kind}, {'type': kind}]\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    arguments = ("--model", example_model, "--backend", "cuda", "--devices", devices, "--engine-python", str(python))
+    worker = start_worker(hive.url, *arguments, engine="llama-cpp")
+    if outcome == "serves":
+        hive.wait_state("ready")
+    else:
+        assert worker.wait_end() == 1
+        assert outcome in hive.wait_state("failed")["reason"]
 
 
 def test_a_port_lost_to_a_stranger_is_replaced(hive: StubHive, start_worker: StartWorker, example_model: str) -> None:

@@ -30,7 +30,7 @@ def plan(slots: int, *arguments: str) -> Plan:
         model="",
         names=("alias", "w"),
         backend="cpu",
-        device=0,
+        device_count=1,
         host="127.0.0.1",
         slots=slots,
         ctx_size=4096,

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -10,13 +11,16 @@ from rbee.worker.engines.dialect import as_telemetry, lists_model, read_metrics,
 from rbee.worker.engines.llama_cpp import LlamaCpp, parameters
 
 
-def plan(*arguments: str, backend: str = "cpu", ctx_size: int = 4096, slots: int = 4) -> Plan:
+def plan(
+    *arguments: str, backend: str = "cpu", ctx_size: int = 4096, slots: int = 4, split: tuple[float, ...] = ()
+) -> Plan:
     return Plan(
         worker_id="w1",
         model="/m.gguf",
         names=("small", "hf:a/b", "w1"),
         backend=backend,
-        device=0,
+        device_count=len(split) or 1,
+        split=split,
         host="127.0.0.1",
         slots=slots,
         ctx_size=ctx_size,
@@ -125,7 +129,34 @@ def test_an_engine_sees_switches_and_paths_but_no_secret() -> None:
 
 
 def test_the_device_is_set_unless_it_was_chosen_already() -> None:
-    assert device_variables("cuda", 1, {}) == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert device_variables("cuda", 1, {"CUDA_VISIBLE_DEVICES": "GPU-x"}) == {}
-    assert device_variables("rocm", 0, {}) == {"HIP_VISIBLE_DEVICES": "0"}
-    assert device_variables("cpu", 0, {}) == {}
+    assert device_variables("cuda", [1], {}) == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert device_variables("cuda", [1], {"CUDA_VISIBLE_DEVICES": "GPU-x"}) == {}
+    assert device_variables("rocm", [0, 2], {}) == {"HIP_VISIBLE_DEVICES": "0,2"}
+    assert device_variables("cpu", [0], {}) == {}
+
+
+def config_of(plan: Plan) -> dict[str, Any]:
+    return json.loads(LlamaCpp(plan).launch(8081, "").environment["RBEE_ENGINE_CONFIG"])
+
+
+def test_the_engine_is_told_how_its_devices_share_the_model() -> None:
+    config = config_of(plan(backend="cuda", split=(0.25, 0.75)))
+    assert (config["gpus"], config["split"]) == (2, [0.25, 0.75])
+
+
+def test_no_device_is_required_where_no_layer_goes_to_one() -> None:
+    assert config_of(plan())["gpus"] == 0
+    assert config_of(plan("--n-gpu-layers", "0", backend="cuda"))["gpus"] == 0
+
+
+def test_a_build_for_gpus_opens_none_for_a_worker_of_the_processor() -> None:
+    for_processor = LlamaCpp(plan()).launch(8081, "").environment
+    assert (for_processor["CUDA_VISIBLE_DEVICES"], for_processor["HIP_VISIBLE_DEVICES"]) == ("", "-1")
+    assert "CUDA_VISIBLE_DEVICES" not in LlamaCpp(plan(backend="cuda")).launch(8081, "").environment
+    assert "CUDA_VISIBLE_DEVICES" not in Command(plan()).launch(8081, "").environment
+
+
+def test_a_command_can_be_told_how_many_devices_it_has() -> None:
+    template = ("vllm", "serve", "{model}", "--tensor-parallel-size={device_count}")
+    launch = Command(plan(backend="cuda", split=(0.5, 0.5))._replace(template=template)).launch(8081, "")
+    assert launch.argv[-1] == "--tensor-parallel-size=2"

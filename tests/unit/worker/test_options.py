@@ -22,6 +22,13 @@ def test_the_command_line_of_the_quick_start_is_read() -> None:
     assert (found.token, found.engine_python, found.incarnation) == ("t" * 16, sys.executable, None)
 
 
+def test_one_device_or_several_are_read() -> None:
+    one = options.read([*GIVEN, "--device", "1"], {})
+    assert (one.device, one.devices, one.tensor_split) == (1, (1,), ())
+    several = options.read([*GIVEN, "--devices", "2,0", "--tensor-split", "0.25,0.75"], {})
+    assert (several.device, several.devices, several.tensor_split) == (2, (2, 0), (0.25, 0.75))
+
+
 def test_all_after_two_dashes_is_the_engines() -> None:
     found = options.read([*GIVEN, "--", "--threads", "2", "--flash-attn=on"], {})
     assert found.engine_args == {"--threads": 2, "--flash-attn": "on"}
@@ -61,6 +68,13 @@ def test_the_synthetic_engine_needs_no_model() -> None:
         (["--model-ref", "a\nb"], {}, "--model-ref"),
         (["--backend", "abacus"], {}, "--backend"),
         (["--device", "-1"], {}, "--device"),
+        (["--devices", "0,,1"], {}, "--devices"),
+        (["--devices", "0,0"], {}, "each once"),
+        (["--devices", ",".join(map(str, range(17)))], {}, "at most 16"),
+        (["--devices", "0,1", "--tensor-split", "1"], {}, "1 shares for 2 devices"),
+        (["--tensor-split", "nan"], {}, "--tensor-split"),
+        (["--devices", "0,1", "--tensor-split", "0,0"], {}, "--tensor-split"),
+        (["--devices", "0,1", "--tensor-split", "-1,2"], {}, "--tensor-split"),
         (["--port", "0"], {}, "--port"),
         (["--port", "65536"], {}, "--port"),
         (["--port", "\u0663"], {}, "--port"),

@@ -19,20 +19,22 @@ class Plan(NamedTuple):
     """What one worker shall run.
 
     *names* are what clients may call the model, the alias first; *engine_args* are checked values by name; *python*
-    runs the llama.cpp engine.
+    runs the llama.cpp engine. *device_count*: devices that the engine sees, which share the model by *split* (as many
+    numbers, or none for as the engine likes).
     """
 
     worker_id: str
     model: str
     names: tuple[str, ...]
     backend: str
-    device: int
+    device_count: int
     host: str
     slots: int
     ctx_size: int
     prompt_cache_bytes: int
     engine_args: dict[str, Value]
     python: str
+    split: tuple[float, ...] = ()
     template: tuple[str, ...] = ()
     health_path: str = "/health"
 

@@ -20,6 +20,7 @@ class Command:
             "host": plan.host,
             "slots": str(plan.slots),
             "ctx_size": str(plan.ctx_size),
+            "device_count": str(plan.device_count),
         }
         names = ("RBEE_ENGINE_KEY", "VLLM_API_KEY", "LLAMA_API_KEY") if key else ()
         return Launch(fill(plan.template, values, plan.names), dict.fromkeys(names, key))
@@ -51,7 +52,8 @@ class Command:
 
 
 def fill(template: Sequence[str], values: dict[str, str], names: Sequence[str]) -> list[str]:
-    """The template with ``{port}``, ``{model}``, ``{host}``, ``{slots}`` and ``{ctx_size}`` replaced.
+    """The template with ``{port}``, ``{model}``, ``{host}``, ``{slots}``, ``{ctx_size}`` and ``{device_count}``
+    replaced.
 
     An argument that is ``{names}`` alone becomes one argument a name (vLLM's ``--served-model-name``); inside a
     longer one the names are joined by commas (``--alias={names}`` of llama-server). Other braces stay, for JSON.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from rbee.core import llama_cpp
+from rbee.core.environment import NO_DEVICES
 from rbee.worker.engines.base import Launch, Plan
 from rbee.worker.engines.dialect import LlamaDialect
 
@@ -24,11 +25,14 @@ class LlamaCpp(LlamaDialect):
             "host": plan.host,
             "port": port,
             "names": plan.names,
-            "needs_gpu": plan.backend != "cpu" and plan.engine_args.get("--n-gpu-layers") != 0,
+            "gpus": plan.device_count if plan.backend != "cpu" and plan.engine_args.get("--n-gpu-layers") != 0 else 0,
+            "split": plan.split,
             "params": parameters(plan),
             "args": plan.engine_args,
         }
         environment = {"RBEE_ENGINE_CONFIG": json.dumps(config, ensure_ascii=False), "PYTHONSAFEPATH": "1"}
+        if plan.backend == "cpu":
+            environment |= NO_DEVICES
         if key:
             environment["RBEE_ENGINE_KEY"] = key
         return Launch([plan.python, _SERVER, plan.worker_id], environment)

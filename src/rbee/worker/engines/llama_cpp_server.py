@@ -16,8 +16,8 @@ def main() -> None:
         sys.exit(
             f"error: cannot import xllamacpp in {sys.executable}: {error}; install it there: pip install xllamacpp"
         )
-    if config["needs_gpu"]:
-        _require_gpu(xllamacpp)
+    if config["gpus"]:
+        _require_gpus(xllamacpp, config["gpus"])
     params = _parameters(xllamacpp, config)
     try:
         server = xllamacpp.Server(params)
@@ -26,14 +26,20 @@ def main() -> None:
     _serve_until_killed(server)
 
 
-def _require_gpu(xllamacpp: Any) -> None:
-    """A build without the backend would run on the processor and say nothing."""
-    kinds = [str(device["type"]) for device in xllamacpp.get_device_info()]
-    if not any("GPU" in kind for kind in kinds):
+def _require_gpus(xllamacpp: Any, needed: int) -> None:
+    """A build without the backend would run on the processor and say nothing, and one that misses a device would put
+    all layers on the others."""
+    # By its name: as text, a member of an enumeration of whole numbers is but its number.
+    kinds = [getattr(device["type"], "name", "") for device in xllamacpp.get_device_info()]
+    found = sum("GPU" in kind for kind in kinds)
+    if found == 0:
         sys.exit(
-            "error: this build of xllamacpp sees no GPU; install a build for it and name its Python by "
-            "--engine-python, or use the backend cpu"
+            "error: the xllamacpp of this Python sees no GPU: it was built without one, or the driver fails. Install a "
+            "build for the GPU and name its Python ([engine.NAME] python, or --engine-python; see docs/install.md), or "
+            "use the backend cpu"
         )
+    if found < needed:
+        sys.exit(f"error: the model was placed on {needed} GPUs, and the engine sees {found}; is one lost?")
 
 
 def _parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
@@ -48,6 +54,8 @@ def _parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.fit_params = False  # it may shrink the context or move layers to make a model fit
+    if config["split"]:
+        params.tensor_split = [*config["split"], *params.tensor_split[len(config["split"]) :]]
     for name, value in config["params"].items():
         setattr(params, name, value)
     _apply_arguments(xllamacpp, params, config["args"])
