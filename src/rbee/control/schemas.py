@@ -173,8 +173,19 @@ class CircuitList(BaseModel):
     circuits: list[CircuitView]
 
 
+class ClaimView(BaseModel):
+    """What it may take. ``vram_bytes``: one a device, in the order of ``devices``; ``source``: of the figures."""
+
+    ram_bytes: int
+    vram_bytes: list[int]
+    source: str
+
+
 class WorkerView(BaseModel):
-    """One worker. ``state`` shows a ready one as idle or busy; ``slots`` is what it serves at once."""
+    """One worker. ``state`` shows a ready one as idle or busy; ``slots`` is what it serves at once.
+
+    ``devices``: all that it runs on, none for the CPU; ``device``: the first of them, or 0.
+    """
 
     worker_id: str
     state: str
@@ -183,6 +194,7 @@ class WorkerView(BaseModel):
     alias: str | None
     backend: str
     device: int
+    devices: list[int]
     engine: str
     engine_args: list[str]
     pid: int | None
@@ -201,6 +213,7 @@ class WorkerView(BaseModel):
     last_heartbeat_age_seconds: float
     health_status: str
     memory: MemoryView
+    claim: ClaimView | None
     telemetry: dict[str, float | None]
     last_exit: ExitView | None
     circuit: CircuitView | None

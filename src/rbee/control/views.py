@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rbee.control.schemas import CircuitView, ExitView, MemoryView, WorkerView
+from rbee.control.schemas import CircuitView, ClaimView, ExitView, MemoryView, WorkerView
 from rbee.core.restart import CircuitState
 from rbee.hive.circuits import CircuitReport
 from rbee.hive.journal import Transition
@@ -21,6 +21,7 @@ def worker_view(record: Record, in_flight: int, circuit: CircuitReport | None, n
         alias=spec.alias,
         backend=record.placement.backend,
         device=next(iter(record.placement.devices), 0),
+        devices=list(record.placement.devices),
         engine=spec.engine,
         engine_args=list(spec.engine_args),
         pid=worker.pid,
@@ -39,6 +40,7 @@ def worker_view(record: Record, in_flight: int, circuit: CircuitReport | None, n
         last_heartbeat_age_seconds=round(record.vital.age(now), 3),
         health_status="healthy" if record.healthy else "degraded",
         memory=_memory_view(record),
+        claim=_claim_view(record),
         telemetry=dataclasses.asdict(telemetry),
         last_exit=ExitView(reason=last.reason, exit_code=last.code, signal=last.signal_number, message=last.message)
         if last
@@ -56,6 +58,17 @@ def _memory_view(record: Record) -> MemoryView:
         rss_bytes=said.rss_bytes if seen is None else seen.rss_bytes,
         private_bytes=None if seen is None else seen.private_bytes,
         vram_bytes=said.vram_bytes if record.vram is None else sum(record.vram.values()),
+    )
+
+
+def _claim_view(record: Record) -> ClaimView | None:
+    if record.claim is None:
+        return None
+    need = record.claim.need
+    return ClaimView(
+        ram_bytes=need.ram.total_bytes,
+        vram_bytes=[parts.total_bytes for parts in need.vram],
+        source=str(need.source),
     )
 
 

@@ -78,6 +78,9 @@ def _fewer_workers(case: Case) -> Advice | None:
         return None
     found = [leaving for leaving in _leavers_by_device(case, idle) if _fits_without(case, leaving)]
     leaving = min(found, key=len) if found else _leavers_by_trial(case, idle)
+    if case.demand.devices:
+        # What two must make room for on one device, one of them may on two.
+        leaving = _without_needless(case, leaving)
     who = f"the idle worker {leaving[0]}" if len(leaving) == 1 else f"the idle workers {listed(leaving)}"
     return Advice(f"It would fit once {who} {'is' if len(leaving) == 1 else 'are'} stopped.", stop=tuple(leaving))
 
@@ -130,7 +133,7 @@ def _fewest(short: Mapping[str, int], gains: Mapping[str, Mapping[str, int]]) ->
 
 
 def _leavers_by_trial(case: Case, idle: Sequence[str]) -> list[str]:
-    """For a model on several devices: as many of those that leave most as it takes, then without those not needed."""
+    """For a model on several devices: as many of those that leave most as it takes."""
     accounts = (case.ledger.ram, *(case.ledger.vram[device.index] for device in case.demand.devices))
     gains = [account.gains(idle) for account in accounts]
     ranked = sorted(idle, key=lambda name: (-sum(gain.get(name, 0) for gain in gains), name))
@@ -138,10 +141,15 @@ def _leavers_by_trial(case: Case, idle: Sequence[str]) -> list[str]:
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if _fits_without(case, ranked[:middle]) else (middle + 1, high)
-    chosen = ranked[:low]
-    for name in reversed(ranked[:low]):
+    return ranked[:low]
+
+
+def _without_needless(case: Case, leaving: Sequence[str]) -> list[str]:
+    """*leaving* without those who need not go if all others do."""
+    chosen = list(leaving)
+    for name in reversed(leaving):
         without = [one for one in chosen if one != name]
-        if without and _fits_without(case, without):
+        if _fits_without(case, without):
             chosen = without
     return chosen
 

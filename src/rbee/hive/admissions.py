@@ -176,6 +176,12 @@ class Admissions:
 
     # What there is.
 
+    async def builds(self) -> Mapping[str, EngineBuild]:
+        """What the engines that can be asked were built for, by their name in the settings."""
+        named = {LLAMA_CPP: EngineOptions(), **self._options.engines}
+        asked = {name: options for name, options in named.items() if kind_of(name, options) == LLAMA_CPP}
+        return {name: await self._sources.machine.build_of(options.python) for name, options in asked.items()}
+
     async def survey(self) -> Survey:
         """The machine as of now, and every claim. What is on the move is measured before the machine is looked at.
 
