@@ -34,7 +34,7 @@ from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
 from rbee.models.sizer import HeaderSizer
-from rbee.nodes import descriptors
+from rbee.nodes import descriptors, hard_limits
 from rbee.nodes.disk import Disk
 from rbee.nodes.engine_devices import EngineDevices
 from rbee.nodes.gpus import NvidiaGpus
@@ -84,7 +84,9 @@ class Daemon:
             metrics_auth=settings.auth.metrics_auth,
         )
         self._store = WorkerStore(state_dir / "rbee.db")
-        self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep)
+        # Before any child is started: it moves this process into a group of its own.
+        groups = hard_limits.worker_groups() if settings.limits.hard_memory_limit else None
+        self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep, groups)
         self._control_socket = bind_private(state_dir)
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
