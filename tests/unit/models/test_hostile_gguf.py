@@ -107,7 +107,8 @@ def test_a_header_full_of_empty_strings_takes_no_memory(tmp_path):
 
 def test_lists_by_the_thousand_take_no_memory(tmp_path):
     path = tmp_path / "model.gguf"
-    path.write_bytes(header([(f"llama.list{number}", [1] * 4096) for number in range(2000)]))
+    lists = [(f"llama.list{number}", [1] * 4096) for number in range(2000)]
+    path.write_bytes(header([*lists, ("llama.longer", [1] * 2_000_000)]))
     tracemalloc.start()
     try:
         with pytest.raises(NotAModelFile, match="no tensors"):
