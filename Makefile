@@ -47,7 +47,7 @@ fuzz: ## Damaged headers of models into the reader of them, by two engines (INPU
 	@scripts/venv dev
 	@scripts/fuzz
 	.tools/fuzz/bin/python -m tests.fuzz.gguf_header --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
-	INPUTS=$(INPUTS) $(PY) -m pytest -q -s --timeout=0 tests/property/test_gguf.py
+	INPUTS=$(INPUTS) $(PY) -m pytest -q -s --timeout=0 -o faulthandler_timeout=0 tests/property/test_gguf.py
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

@@ -29,15 +29,16 @@ class Headers(Protocol):
 class HeaderSizer:
     """Tells what the headers of a model say, from memory, from *kept*, or from its files, in this order."""
 
-    def __init__(self, kept: Headers) -> None:
+    def __init__(self, kept: Headers, look_timeout: float = LOOK_TIMEOUT) -> None:
         self._kept = kept
+        self._look_timeout = look_timeout
         self._remembered: dict[str, tuple[str, ModelFacts]] = {}
         self._threads = anyio.CapacityLimiter(_MAX_THREADS)
         self._readers: dict[str, _Turn] = {}
 
     async def facts(self, path: str) -> ModelFacts:
         """Of the file at *path* and, where it is split, of its other parts. Raises NotAModelFile or ModelNotFound."""
-        with anyio.move_on_after(LOOK_TIMEOUT):
+        with anyio.move_on_after(self._look_timeout):
             # The same model asked for many times at once is read once.
             turn = self._readers.setdefault(path, _Turn())
             turn.users += 1
@@ -48,7 +49,7 @@ class HeaderSizer:
                 turn.users -= 1
                 if not turn.users:
                     del self._readers[path]
-        raise ModelNotFound(f"The disk of '{path}' did not answer within {LOOK_TIMEOUT:g} s. Check its mount.")
+        raise ModelNotFound(f"The disk of '{path}' did not answer within {self._look_timeout:g} s. Check its mount.")
 
     async def _facts(self, path: str) -> ModelFacts:
         stamp = await anyio.to_thread.run_sync(_stamp, path, limiter=self._threads, abandon_on_cancel=True)

@@ -119,7 +119,8 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
         context_length=of.number("context_length"),
         heads=heads,
         kv_heads=_caching_heads(of, architecture, kv_heads, tensors),
-        key_length=of.number("attention.key_length", each),
+        # An indexer (deepseek32) caches a key of its own for each token, beside the one of attention.
+        key_length=of.number("attention.key_length", each) + of.number("attention.indexer.key_length"),
         # With latent attention, keys hold all that is cached (has_v in llama.cpp's llama-kv-cache.cpp).
         value_length=0 if is_latent else of.number("attention.value_length", each),
         window_key_length=of.number("attention.key_length_swa"),

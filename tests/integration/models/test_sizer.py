@@ -105,6 +105,16 @@ async def test_the_next_hive_reads_no_file_again(tmp_path):
     second.close()
 
 
+async def test_a_disk_that_does_not_answer_is_given_up(tmp_path):
+    class Stuck(Kept):
+        async def facts(self, path, stamp):
+            await anyio.sleep_forever()
+
+    path = Model().write(tmp_path / "model.gguf")
+    with pytest.raises(ModelNotFound, match=r"did not answer within 0\.05 s"):
+        await HeaderSizer(Stuck(), 0.05).facts(str(path))
+
+
 async def test_no_more_is_remembered_than_it_may(tmp_path):
     kept = Kept()
     sizer = HeaderSizer(kept)

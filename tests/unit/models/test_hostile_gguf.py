@@ -105,6 +105,19 @@ def test_a_header_full_of_empty_strings_takes_no_memory(tmp_path):
         tracemalloc.stop()
 
 
+def test_lists_by_the_thousand_take_no_memory(tmp_path):
+    path = tmp_path / "model.gguf"
+    lists = [(f"llama.list{number}", [1] * 4096) for number in range(2000)]
+    path.write_bytes(header([*lists, ("llama.longer", [1] * 2_000_000)]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotAModelFile, match="no tensors"):
+            read_facts(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_number_of_layers_that_no_model_has_leaves_the_size_of_the_file(tmp_path):
     path = Model(extra={"block_count": 2**31}, layers=1).write(tmp_path / "model.gguf")
     assert read_facts(str(path)).header is None

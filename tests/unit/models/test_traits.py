@@ -108,6 +108,11 @@ def test_latent_attention_caches_keys_and_no_values(tmp_path):
     assert (found.kv_heads, found.key_length, found.value_length) == ((1, 1), 576, 0)
 
 
+def test_the_keys_of_an_indexer_are_cached_too(tmp_path):
+    extra = {"attention.key_length": 576, "attention.indexer.key_length": 128}
+    assert header_of(tmp_path, "deepseek32", extra=extra).key_length == 704
+
+
 def test_a_model_of_recurrent_layers_alone_keeps_states(tmp_path):
     extra = {
         "attention.head_count": None,
