@@ -33,13 +33,19 @@ from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
+from rbee.models.sizer import HeaderSizer
 from rbee.nodes import descriptors
+from rbee.nodes.disk import Disk
+from rbee.nodes.engine_devices import EngineDevices
+from rbee.nodes.gpus import NvidiaGpus
 from rbee.nodes.local import LocalNode
+from rbee.nodes.machine import LocalMachine
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
 from rbee.observability.metrics import Metrics, Sources
 from rbee.observability.transitions import log_transition
 from rbee.storage import secret
+from rbee.storage.models import ModelStore
 from rbee.storage.sockets import bind_private
 from rbee.storage.workers import WorkerStore
 
@@ -83,11 +89,13 @@ class Daemon:
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         probe = HttpProbe()
-        self._machine = LocalMachine(Disk(settings.models.directory), Disk(state_dir), ask_build, NvidiaGpus())
+        self._machine = LocalMachine(
+            Disk(settings.models.directory), Disk(state_dir), EngineDevices(environ).build_of, NvidiaGpus(environ)
+        )
         models = self._models = ModelStore(state_dir / "models.db")
         self._pool = Pool(
             pool_options(settings, control_path),
-            Adapters(self._node, self._store, library, probe, self._machine, Sizer(models), models),
+            Adapters(self._node, self._store, library, probe, self._machine, HeaderSizer(models), models),
             self._registry,
             self._routes,
             self._policy,

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from rbee.core.claims import Need, Placement
 from rbee.core.ledger import Room
 from rbee.core.verdicts import Demand
 
-LEVELLING: Final = 6
+LEVELLING: Final = 4
 """Rounds in which all devices are filled alike; where layers are large, that may never end."""
 
-SHIFTING: Final = 6
-"""Rounds after those, in which ever more goes from the fullest device to the one with most left."""
+GRID: Final = 512
+"""Parts of a model that a split is tried in; models have up to some 130 layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,35 @@ def _divide(demand: Demand, room: Room, ctx_size: int, devices: Sequence[int]) -
     rooms = [room.vram_bytes[number] for number in devices]
     shares = _shares(rooms) if len(rooms) > 1 else [1.0]
     best = placed = _try(demand, ctx_size, devices, shares, rooms)
-    for turn in range(LEVELLING + SHIFTING):
+    for _ in range(LEVELLING):
         needs = [parts.total_bytes for parts in placed.need.vram]
         if best.over_bytes == 0 or len(devices) == 1 or sum(needs) > sum(rooms):
-            break
-        if turn < LEVELLING:
-            shares = _levelled(shares, needs, rooms)
-        else:
-            shares = _shifted(shares, needs, rooms, 2.0 ** (turn - LEVELLING))
+            return best
+        shares = _levelled(shares, needs, rooms)
         placed = _try(demand, ctx_size, devices, shares, rooms)
-        if placed.over_bytes < best.over_bytes:
-            best = placed
-    return best
+        best = min(best, placed, key=lambda one: one.over_bytes)
+    if best.over_bytes:
+        placed = _fill(demand, ctx_size, devices, rooms)
+    return min(best, placed, key=lambda one: one.over_bytes)
+
+
+def _fill(demand: Demand, ctx_size: int, devices: Sequence[int], rooms: Sequence[int]) -> Placed:
+    """As much on each device as there is room for, one after another: if any split fits, this one does."""
+    cuts = [0]
+    for index, left in enumerate(rooms[:-1]):
+        low, high = cuts[-1], GRID
+        while low < high:
+            middle = (low + high + 1) // 2
+            tried = _try(demand, ctx_size, devices, _between([*cuts, middle], len(devices)), rooms)
+            low, high = (middle, high) if tried.need.vram[index].total_bytes <= left else (low, middle - 1)
+        cuts.append(low)
+    return _try(demand, ctx_size, devices, _between(cuts, len(devices)), rooms)
+
+
+def _between(cuts: Sequence[int], count: int) -> list[float]:
+    """The shares of *count* devices that *cuts* divide; the last one gets what is behind the last cut."""
+    ends = [*cuts, *[cuts[-1]] * (count - len(cuts)), GRID]
+    return [(end - start) / GRID for start, end in pairwise(ends)]
 
 
 def _try(
@@ -82,17 +100,6 @@ def _levelled(shares: Sequence[float], needs: Sequence[int], rooms: Sequence[int
     fill = zip(shares, needs, rooms, strict=True)
     # A device that holds no layer yet tells nothing of what one more takes there: no more than doubled at once.
     return _shares([share * min(2.0, max(0.5, left / max(1, need))) for share, need, left in fill])
-
-
-def _shifted(shares: Sequence[float], needs: Sequence[int], rooms: Sequence[int], times: float) -> list[float]:
-    """Shares with what the fullest device has too much, so many *times*, moved to the one with most left."""
-    spare = [left - need for need, left in zip(needs, rooms, strict=True)]
-    fullest, emptiest = spare.index(min(spare)), spare.index(max(spare))
-    moved = min(shares[fullest], times * max(1, -spare[fullest]) / max(1, sum(needs)))
-    changed = list(shares)
-    changed[fullest] -= moved
-    changed[emptiest] += moved
-    return _shares(changed)
 
 
 def _shares(weights: Sequence[float]) -> list[float]:

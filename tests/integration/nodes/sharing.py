@@ -1,4 +1,4 @@
-"""A process and its fork that share *argv[1]* bytes of private memory and as many of shared memory, both touched."""
+"""A process and its fork that share *argv[1]* bytes of private memory and twice as many of shared memory."""
 
 import mmap
 import os
@@ -8,7 +8,7 @@ import sys
 
 def main(size: int) -> None:
     private = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
-    shared = mmap.mmap(-1, size)
+    shared = mmap.mmap(-1, 2 * size)
     for memory in (private, shared):
         memory[::4096] = b"x" * len(memory[::4096])
     reading, writing = os.pipe()

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from rbee.nodes import cgroups
+from rbee.nodes.cgroups import WorkerGroups
 from tests.hives import wait_for
 
 HIVE = """
@@ -101,3 +102,14 @@ def test_a_group_with_other_processes_is_left_alone(own, controller):
     assert told["own"] == str(own)
     assert not (own / "hive").exists()
     assert (own / "cgroup.subtree_control").read_text().split() == []
+
+
+def test_a_worker_without_the_memory_controller_still_is_in_its_group(own):
+    with subprocess.Popen(["/bin/sleep", "600"]) as worker:
+        try:
+            group = WorkerGroups(own, limits_memory=True).join("w-1", 1, worker.pid, 2**30)
+            if (group / "memory.max").exists():
+                pytest.skip("memory is handed down here")
+            assert cgroups.members(group) == [worker.pid]
+        finally:
+            worker.kill()

@@ -40,6 +40,12 @@ def test_one_that_was_started_in_the_leaf_stays_there(recorded):
     assert not (own / "hive").exists()
 
 
+def test_the_group_above_is_not_touched_by_a_hive_in_a_group_of_another_name(recorded):
+    above, own = recorded("user.slice"), recorded("user.slice/hive.scope", procs=[os.getpid()])
+    assert hard_limits.hand_down(own, "memory") == own
+    assert (above / "cgroup.subtree_control").read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
