@@ -21,12 +21,13 @@ class HiveUnreachable(click.ClickException):
 
 
 class Refused(click.ClickException):
-    """The hive said no. ``status`` is the HTTP status, ``code`` the error's own name."""
+    """The hive said no. ``status`` is the HTTP status, ``code`` the error's own name, ``details`` what else it said."""
 
-    def __init__(self, message: str, status: int, code: str = "") -> None:
+    def __init__(self, message: str, status: int, code: str = "", details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.details = details or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Hive:
         raw = self._read(response)
         try:
             error = json.loads(raw)["error"]
-            message, code = error["message"], str(error.get("code", ""))
+            message, code, details = error["message"], str(error.get("code", "")), error.get("details")
         except (ValueError, KeyError, TypeError):
             return (
                 self._stranger()
@@ -115,7 +116,7 @@ class Hive:
             )
         if response.status == 401:
             message += " The command line takes its token from RBEE_API_TOKEN."
-        return Refused(message, response.status, code)
+        return Refused(message, response.status, code, details if isinstance(details, dict) else None)
 
     def _unreachable(self, error: Exception) -> HiveUnreachable:
         if isinstance(error, ConnectionRefusedError):

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from rbee import __version__
-from rbee.cli import chat, table, workers
+from rbee.cli import chat, resources, table, workers
 from rbee.cli.client import Hive, Refused, worker_path
 from rbee.config.sizes import parse_duration, parse_size
 
@@ -99,28 +99,59 @@ def ps(hive: Hive, as_json: bool) -> None:
     table.show(workers.COLUMNS, [workers.row(record) for record in records])
 
 
+def spawn_options(command: Command) -> Command:
+    """What a spawn is asked for with; the same goes for the question whether it would fit."""
+    for add in reversed(
+        (
+            click.argument("model"),
+            click.argument("engine_args", nargs=-1, type=click.UNPROCESSED),
+            click.option("--backend", help="cpu, cuda, rocm, vulkan or metal; the hive picks one unless it is given."),
+            click.option("--device", type=click.IntRange(min=0), help="Number of the device."),
+            click.option("--alias", help="A short name for it."),
+            click.option("--ctx-size", type=click.IntRange(min=1), help="Tokens that one request may use."),
+            click.option("--slots", type=click.IntRange(min=1), help="Requests at the same time."),
+            click.option("--engine", help="llama-cpp, synthetic, or an engine from the hive's settings."),
+            click.option("--restart", type=click.Choice(["on_failure", "always", "never"])),
+            click.option(
+                "--max-memory",
+                "max_memory_bytes",
+                callback=_parsed(parse_size),
+                help="Such as 6GiB; above it the worker is ended.",
+            ),
+            click.option(
+                "--idle-timeout",
+                callback=_parsed(parse_duration),
+                help="Such as 10m; unused for that long, it is stopped.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def _order(model: str, engine_args: tuple[str, ...], fields: dict[str, Any]) -> dict[str, Any]:
+    """The body that asks for it: only what was given."""
+    body = {"model_ref": model, "engine_args": list(engine_args) or None, **fields}
+    return {name: value for name, value in body.items() if value is not None}
+
+
 @cli.command()
-@click.argument("model")
-@click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--backend", help="cpu, cuda, rocm, vulkan or metal; the hive picks one unless it is given.")
-@click.option("--device", type=click.IntRange(min=0), help="Number of the device.")
-@click.option("--alias", help="A short name for it.")
-@click.option("--ctx-size", type=click.IntRange(min=1), help="Tokens that one request may use.")
-@click.option("--slots", type=click.IntRange(min=1), help="Requests at the same time.")
-@click.option("--engine", help="llama-cpp, synthetic, or an engine from the hive's settings.")
-@click.option("--restart", type=click.Choice(["on_failure", "always", "never"]))
-@click.option(
-    "--max-memory", "max_memory_bytes", callback=_parsed(parse_size), help="Such as 6GiB; above it the worker is ended."
-)
-@click.option(
-    "--idle-timeout", callback=_parsed(parse_duration), help="Such as 10m; unused for that long, it is stopped."
-)
+@spawn_options
 @click.option("--wait", is_flag=True, help="Return when it is ready.")
 @hive_options
 def spawn(hive: Hive, as_json: bool, wait: bool, model: str, engine_args: tuple[str, ...], **fields: Any) -> None:
     """Start a worker for MODEL. Arguments behind -- go to the engine."""
-    body = {"model_ref": model, "engine_args": list(engine_args) or None, **fields}
-    worker = hive.call("POST", "/v1/workers/spawn", {name: value for name, value in body.items() if value is not None})
+    try:
+        worker = hive.call("POST", "/v1/workers/spawn", _order(model, engine_args, fields))
+    except Refused as error:
+        if error.status != 507 or "resources" not in error.details:
+            raise
+        error.show()
+        if as_json:
+            _print_json(error.details)
+        else:
+            resources.show_verdict(error.details, err=True)
+        raise click.exceptions.Exit(1) from error
     if wait:
         for changed in workers.changes_until_ready(hive, worker["worker_id"]):
             chat.tell(changed)
@@ -129,6 +160,36 @@ def spawn(hive: Hive, as_json: bool, wait: bool, model: str, engine_args: tuple[
         _print_json(worker)
     else:
         click.echo(f"{worker['worker_id']} {worker['state']} {worker['url']}")
+
+
+@cli.command()
+@spawn_options
+@click.option(
+    "--download", "download_bytes", callback=_parsed(parse_size), help="Size of MODEL, if it is not here yet."
+)
+@hive_options
+def fits(hive: Hive, as_json: bool, model: str, engine_args: tuple[str, ...], **fields: Any) -> None:
+    """Say whether a worker for MODEL would fit, with every number; nothing is started. Exits 1 if it would not."""
+    verdict = hive.call("POST", "/v1/admission", _order(model, engine_args, fields))
+    if as_json:
+        _print_json(verdict)
+    else:
+        resources.show_verdict(verdict)
+        for line in [verdict["message"]] if verdict["fits"] else [advice["text"] for advice in verdict["advice"]]:
+            click.echo(line)
+    if not verdict["fits"]:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command("resources")
+@hive_options
+def show_resources(hive: Hive, as_json: bool) -> None:
+    """Show what the machine has, what is left, and what each worker has a claim to."""
+    found = hive.get("/v1/resources")
+    if as_json:
+        _print_json(found)
+    else:
+        resources.show_machine(found)
 
 
 @cli.command()

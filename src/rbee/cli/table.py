@@ -1,4 +1,4 @@
-"""A table on standard output: fitted to the width of a terminal, whole and plain everywhere else."""
+"""A table on standard output or error: fitted to the width of a terminal, whole and plain everywhere else."""
 
 import shutil
 import sys
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import click
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print *rows*. A pipe gets whole values, two blanks between columns, so that awk and cut can read it."""
-    if not sys.stdout.isatty():
+def show(columns: Sequence[str], rows: Sequence[Sequence[str]], err: bool = False) -> None:
+    """Print *rows*, on standard error for *err*.
+
+    A pipe gets whole values, two blanks between columns, so that awk and cut can read it.
+    """
+    if not (sys.stderr if err else sys.stdout).isatty():
         for line in lines(columns, rows):
-            click.echo(line)
+            click.echo(line, err=err)
         return
     header, *body = lines(columns, rows, shutil.get_terminal_size().columns)
-    click.secho(header, bold=True)
+    click.secho(header, bold=True, err=err)
     for line in body:
-        click.echo(line)
+        click.echo(line, err=err)
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:

@@ -79,17 +79,33 @@ def reason(worker: Record) -> str:
 
 def row(worker: Record) -> tuple[str, ...]:
     """One line of ``rbee ps``; the columns are those that users of other tools know."""
-    backend, device = worker.get("backend") or "?", worker.get("device")
     return (
         worker["worker_id"],
         worker.get("alias") or short(worker["model_ref"]),
         worker["state"] + (" (external)" if worker.get("external") else ""),
-        backend if device is None else f"{backend}:{device}",
+        processor(worker),
         f"{worker.get('in_flight') or 0}/{worker.get('slots') or '?'}",
         human_size((worker.get("memory") or {}).get("rss_bytes")),
         human_age(worker.get("last_heartbeat_age_seconds")),
         _until(worker) if worker["state"] in READY else worker.get("message") or "",
     )
+
+
+def processor(worker: Record) -> str:
+    """What computes: the CPU, GPUs by their numbers, or both where an order keeps layers in host memory."""
+    backend, devices = worker.get("backend") or "?", worker.get("devices") or []
+    if backend == "cpu":
+        return "100% CPU"
+    if not devices:
+        return backend
+    numbers = ",".join(str(device) for device in devices)
+    claim = worker.get("claim")
+    # The embeddings stay in host memory always; they alone are no reason to speak of a split.
+    if claim is None or "--n-gpu-layers" not in worker.get("engine_args", ()):
+        return f"100% GPU {numbers}"
+    host, video = claim["ram_weights_bytes"], sum(claim["vram_weights_bytes"])
+    share = round(100 * host / max(1, host + video))
+    return f"{share}%/{100 - share}% CPU/GPU {numbers}"
 
 
 def _until(worker: Record) -> str:

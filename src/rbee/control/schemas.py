@@ -174,10 +174,15 @@ class CircuitList(BaseModel):
 
 
 class ClaimView(BaseModel):
-    """What it may take. ``vram_bytes``: one a device, in the order of ``devices``; ``source``: of the figures."""
+    """What it may take, and how much of that the weights are; ``source``: where the figures come from.
+
+    ``vram``: one entry a device, in the order of ``devices``.
+    """
 
     ram_bytes: int
+    ram_weights_bytes: int
     vram_bytes: list[int]
+    vram_weights_bytes: list[int]
     source: str
 
 

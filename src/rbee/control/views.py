@@ -67,7 +67,9 @@ def _claim_view(record: Record) -> ClaimView | None:
     need = record.claim.need
     return ClaimView(
         ram_bytes=need.ram.total_bytes,
+        ram_weights_bytes=need.ram.weights_bytes,
         vram_bytes=[parts.total_bytes for parts in need.vram],
+        vram_weights_bytes=[parts.weights_bytes for parts in need.vram],
         source=str(need.source),
     )
 

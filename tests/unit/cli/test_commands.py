@@ -20,18 +20,18 @@ def test_ps_shows_a_line_a_worker(rbee, hive, worker):
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     assert cells == [
         ["ID", "MODEL", "STATE", "PROCESSOR", "SLOTS", "MEMORY", "BEAT", "UNTIL"],
-        ["w-1", "chat", "busy", "cpu:0", "1/4", "200 MiB", "3s ago", "forever"],
+        ["w-1", "chat", "busy", "100% CPU", "1/4", "200 MiB", "3s ago", "forever"],
         [
             "w-2",
             "SmolLM2-135M-Instruct.Q4_1",
             "failed",
-            "cpu:0",
+            "100% CPU",
             "0/4",
             "-",
             "3s ago",
             "the engine ended with exit code 3",
         ],
-        ["w-3", "SmolLM2-135M-Instruct.Q4_1", "idle (external)", "cpu", "0/4", "200 MiB", "-", "unused for 5m"],
+        ["w-3", "SmolLM2-135M-Instruct.Q4_1", "idle (external)", "100% CPU", "0/4", "200 MiB", "-", "unused for 5m"],
     ]
 
 

@@ -189,5 +189,11 @@ async def test_a_workers_record_names_its_devices_and_its_claim():
         await settled()
         view = await workers.worker(record.worker_id, here(hive))
         assert (view.backend, view.device, view.devices) == ("cuda", 0, [0])
-        assert view.claim.model_dump() == {"ram_bytes": 2 * GIB, "vram_bytes": [6 * GIB], "source": "estimate"}
+        assert view.claim.model_dump() == {
+            "ram_bytes": 2 * GIB,
+            "ram_weights_bytes": 2 * GIB,
+            "vram_bytes": [6 * GIB],
+            "vram_weights_bytes": [6 * GIB],
+            "source": "estimate",
+        }
         assert view.memory.vram_bytes == 4 * GIB
