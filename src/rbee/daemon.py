@@ -33,13 +33,19 @@ from rbee.hive.pool import Pool
 from rbee.hive.reception import Reception, ReceptionOptions
 from rbee.hive.registry import Registry
 from rbee.models.library import ModelLibrary
-from rbee.nodes import descriptors
+from rbee.models.sizer import HeaderSizer
+from rbee.nodes import descriptors, hard_limits
+from rbee.nodes.disk import Disk
+from rbee.nodes.engine_devices import EngineDevices
+from rbee.nodes.gpus import NvidiaGpus
 from rbee.nodes.local import LocalNode
+from rbee.nodes.machine import LocalMachine
 from rbee.nodes.probes import HttpProbe
 from rbee.nodes.systemd import Notifier
 from rbee.observability.metrics import Metrics, Sources
 from rbee.observability.transitions import log_transition
 from rbee.storage import secret
+from rbee.storage.models import ModelStore
 from rbee.storage.sockets import bind_private
 from rbee.storage.workers import WorkerStore
 
@@ -78,16 +84,20 @@ class Daemon:
             metrics_auth=settings.auth.metrics_auth,
         )
         self._store = WorkerStore(state_dir / "rbee.db")
-        self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep)
+        # Before any child is started: it moves this process into a group of its own.
+        groups = hard_limits.worker_groups() if settings.limits.hard_memory_limit else None
+        self._node = LocalNode(state_dir / "workers", environ, settings.log.max_bytes, settings.log.keep, groups)
         self._control_socket = bind_private(state_dir)
         self._control_path = control_path = str(self._control_socket.getsockname())
         library = ModelLibrary([settings.models.directory, *settings.models.allowed_roots])
         probe = HttpProbe()
-        self._machine = LocalMachine(Disk(settings.models.directory), Disk(state_dir), ask_build, NvidiaGpus())
+        self._machine = LocalMachine(
+            Disk(settings.models.directory), Disk(state_dir), EngineDevices(environ).build_of, NvidiaGpus(environ)
+        )
         models = self._models = ModelStore(state_dir / "models.db")
         self._pool = Pool(
             pool_options(settings, control_path),
-            Adapters(self._node, self._store, library, probe, self._machine, Sizer(models), models),
+            Adapters(self._node, self._store, library, probe, self._machine, HeaderSizer(models), models),
             self._registry,
             self._routes,
             self._policy,

@@ -26,8 +26,12 @@ def available() -> int:
 
 
 def with_room_for(units: float) -> dict[str, str]:
-    """Settings under which so many units of memory may be taken."""
-    return {"limits.min_free_memory": str(available() - int(units * UNIT))}
+    """Settings under which so many units of memory may be taken.
+
+    With beats as usual: whoever writes gigabytes on all cores may keep a keeper from speaking for a second.
+    """
+    margin = str(available() - int(units * UNIT))
+    return {"limits.min_free_memory": margin, "heartbeat.interval": "2s", "heartbeat.stale_after": "60s"}
 
 
 def holding(size: int = UNIT, *more: str) -> dict[str, Any]:
@@ -181,7 +185,7 @@ def test_resources_show_who_has_what(start_hive: Start):
     shown = wait_for(measured, "it is measured")
     assert shown["worker_id"] == worker["worker_id"]
     assert shown["claimed"]["ram_bytes"] == worker["claim"]["ram_bytes"] >= 256 * MIB
-    assert shown["reserved"]["ram_bytes"] < 64 * MIB
+    assert shown["reserved"]["ram_bytes"] == shown["claimed"]["ram_bytes"] - shown["measured"]["private_bytes"]
 
 
 def test_the_context_that_a_refusal_advises_is_accepted(start_hive: Start):

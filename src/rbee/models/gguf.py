@@ -15,12 +15,13 @@ from rbee.core.errors import ModelNotFound, NotAModelFile
 from rbee.models.ggml_types import TYPES
 
 MAX_KEYS: Final = 4096
-MAX_TENSORS: Final = 16_384
+MAX_TENSORS: Final = 8192
 MAX_STRINGS: Final = 1_000_000
 """In all arrays together. The most that models have (Gemma 4: 262 k tokens, 514 k merges) leave room below it; each
 takes a step of about 0.1 us."""
 MAX_KEPT: Final = 4096
 """Elements of an array that is kept: one a layer, and llama.cpp takes 512 layers."""
+_MAX_KEPT_TOGETHER: Final = 16 * MAX_KEPT
 _MAX_KEY_BYTES: Final = 1024
 _MAX_NAME_BYTES: Final = 63
 """GGML_MAX_NAME of ggml.h, less its closing zero."""
@@ -103,6 +104,7 @@ class _Reader:
         self._at = 0
         self._strings = 0
         self._tokens = 0
+        self._kept = 0
         self._alignment = 32
 
     def read(self) -> Part:
@@ -165,10 +167,11 @@ class _Reader:
         if code == _STRING:
             self._pass_strings(key, count)
             return None
-        if code in _SIZES and (not _is_wanted(key) or count > MAX_KEPT):
+        if code in _SIZES and (not _is_wanted(key) or count > min(MAX_KEPT, _MAX_KEPT_TOGETHER - self._kept)):
             self._expect(count * _SIZES[code], key)
             self._at += count * _SIZES[code]
             return None
+        self._kept += count
         return self._scalars(key, code, count)
 
     def _scalars(self, key: str, code: int, count: int) -> tuple[int | float | bool, ...]:

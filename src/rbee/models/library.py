@@ -92,8 +92,9 @@ def _check_header(path: Path, ref: ModelRef) -> None:
     except OSError as error:
         raise ModelNotFound(f"'{path}' cannot be read: {error.strerror}. Check the path and its permissions.") from None
     if not is_file:
-        raise NotAModelFile(f"'{ref}' is a directory or a special file; name a GGUF file.")
+        raise NotAModelFile(f"'{ref}' is a directory or a special file; name a GGUF file.", field="model_ref")
     if header[:4] != _MAGIC:
-        raise NotAModelFile(f"'{path}' is not a GGUF file (it does not start with 'GGUF'). Convert the model to GGUF.")
+        why = "is not a GGUF file (it does not start with 'GGUF'). Convert the model to GGUF."
+        raise NotAModelFile(f"'{path}' {why}", field="model_ref")
     if len(header) < _HEADER_BYTES:
-        raise NotAModelFile(f"'{path}' is cut off after {len(header)} bytes. Download it again.")
+        raise NotAModelFile(f"'{path}' is cut off after {len(header)} bytes. Download it again.", field="model_ref")

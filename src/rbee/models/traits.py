@@ -1,6 +1,6 @@
 """From the keys and tensors of a GGUF file to what its need of memory depends on: how each architecture caches."""
 
-from typing import Final
+from typing import Final, TypeGuard
 
 from rbee.core.model_header import ModelHeader
 from rbee.models.gguf import MAX_KEPT, Tensors, Value
@@ -48,8 +48,15 @@ _WITHOUT_CACHE: Final = frozenset(
 )
 """They see the whole text at once (create_memory in llama.cpp's llama-model.cpp)."""
 _RECURRENT_MARKS: Final = ("ssm_", "shortconv", "time_mix_")
+_MAX_NUMBER: Final = 2**26
+"""A count or length above it is no model's (the longest context is 10 M tokens), and counts as missing."""
+_MAX_STATE_BYTES: Final = 2**40
 _FLOAT_BYTES: Final = 4
 """Recurrent states are kept as F32, whatever the type of the cache."""
+
+
+def _is_count(value: Value | None) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MAX_NUMBER
 
 
 class _Keys:
@@ -66,15 +73,15 @@ class _Keys:
         value = self.get(name)
         if isinstance(value, tuple):
             value = max(value, default=None)
-        return value if type(value) is int and value >= 0 else otherwise
+        return value if _is_count(value) else otherwise
 
     def by_layer(self, name: str, layers: int) -> tuple[int, ...] | None:
         """One number for each layer, from one for all or from a list of as many; None for anything else."""
         value = self.get(name)
-        if type(value) is int and value >= 0:
+        if _is_count(value):
             return (value,) * layers
         if isinstance(value, tuple) and len(value) == layers:
-            numbers = tuple(one for one in value if type(one) is int and one >= 0)
+            numbers = tuple(one for one in value if _is_count(one))
             return numbers if len(numbers) == layers else None
         return None
 
@@ -97,6 +104,9 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
     kv_heads = heads if of.get("attention.head_count_kv") is None else of.by_layer("attention.head_count_kv", layers)
     if kv_heads is None:
         return None
+    state = _state_bytes(of, embedding, max(heads))
+    if state > _MAX_STATE_BYTES:
+        return None
     window, windowed = _windowed_layers(of, architecture, layers)
     each = embedding // max(heads) if max(heads) else 0
     beyond = sum(size for layer, size in tensors.layers.items() if layer >= layers)
@@ -109,7 +119,8 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
         context_length=of.number("context_length"),
         heads=heads,
         kv_heads=_caching_heads(of, architecture, kv_heads, tensors),
-        key_length=of.number("attention.key_length", each),
+        # An indexer (deepseek32) caches a key of its own for each token, beside the one of attention.
+        key_length=of.number("attention.key_length", each) + of.number("attention.indexer.key_length"),
         # With latent attention, keys hold all that is cached (has_v in llama.cpp's llama-kv-cache.cpp).
         value_length=0 if is_latent else of.number("attention.value_length", each),
         window_key_length=of.number("attention.key_length_swa"),
@@ -121,7 +132,7 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
         tied_bytes=0 if tensors.has_output else tensors.embedding_bytes,
         sliding_window=window,
         windowed=windowed,
-        state_bytes=tuple(_state_bytes(of, embedding, max(heads)) if is_one else 0 for is_one in recurrent),
+        state_bytes=tuple(state if is_one else 0 for is_one in recurrent),
         expert_count=of.number("expert_count"),
         expert_used_count=of.number("expert_used_count"),
         quantization=max(tensors.by_type, key=lambda name: tensors.by_type[name], default=""),
@@ -163,7 +174,7 @@ def _windowed_layers(of: _Keys, architecture: str, layers: int) -> tuple[int, tu
         window = _WINDOWS[architecture]
     pattern = of.get("attention.sliding_window_pattern")
     period = _DENSE_FIRST.get(architecture) or _PERIODS.get(architecture)
-    if type(pattern) is int and pattern >= 0:
+    if _is_count(pattern):
         period = pattern
     if not window or architecture in _WINDOWS_OFF:
         return 0, (False,) * layers

@@ -15,10 +15,10 @@ BUSY_TIMEOUT: Final = 5.0
 UNWRITTEN: Final = "ro&immutable=1"
 """Mode to open a file that nobody writes to: not even the -shm is made, which a full disk has no room for."""
 
-_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
+SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """SQLite finds the parts of a database by these; the main file comes first, for no part is read without it."""
 
-_OF_CONTENT: Final = (
+OF_CONTENT: Final = (
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_SCHEMA,
@@ -53,7 +53,7 @@ def what_is_wrong(path: Path) -> str | None:
     except sqlite3.OperationalError as error:
         if may_read_unwritten(path, error):
             return _judge(path, UNWRITTEN)
-        if _code(error) != sqlite3.SQLITE_READONLY:
+        if code_of(error) != sqlite3.SQLITE_READONLY:
             raise
         # Whoever wrote it last was killed in the middle: SQLite has to roll back first.
         return _judge(path, "rw")
@@ -63,10 +63,10 @@ def keep(path: Path, wrong: str, now: datetime) -> SetAside:
     """Rename the file and its parts; no earlier one is overwritten. Raises OSError."""
     stem = f"{path}.unreadable-{now:%Y%m%dT%H%M%SZ}"
     name, number = stem, 1
-    while any(Path(name + suffix).exists() for suffix in _SUFFIXES):
+    while any(Path(name + suffix).exists() for suffix in SUFFIXES):
         number += 1
         name = f"{stem}-{number}"
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(name + suffix)
     kept = Path(name)
@@ -79,7 +79,7 @@ def keep(path: Path, wrong: str, now: datetime) -> SetAside:
 
 def may_read_unwritten(path: Path, error: Exception) -> bool:
     """Whether *error* is of a full disk, and all that was committed stands in the main file."""
-    if not isinstance(error, sqlite3.Error) or _code(error) not in _OF_SPACE:
+    if not isinstance(error, sqlite3.Error) or code_of(error) not in _OF_SPACE:
         return False
     parts = (Path(f"{path}{suffix}") for suffix in ("-wal", "-journal"))
     return not any(part.exists() and part.stat().st_size for part in parts)
@@ -97,8 +97,8 @@ def _judge(path: Path, mode: str) -> str | None:
         except rows.UnreadableRow as error:
             return str(error)
         except sqlite3.Error as error:
-            code = _code(error)
-            if code is not None and code not in _OF_CONTENT:
+            code = code_of(error)
+            if code is not None and code not in OF_CONTENT:
                 raise
             return str(error)  # without a code it is Python's own: text that is no UTF-8
 
@@ -119,7 +119,7 @@ def _wrong_content(db: sqlite3.Connection) -> str | None:
     return None
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def code_of(error: sqlite3.Error) -> int | None:
     """The primary result code: the lowest byte of the extended one (sqlite.org/rescode.html)."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

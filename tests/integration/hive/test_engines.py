@@ -103,3 +103,19 @@ def test_arguments_that_no_worker_could_be_told_are_refused(hive):
     answer = hive.post("/v1/workers/spawn", {"model_ref": "synthetic:x", "engine_args": ["--fail-load", text]})
     assert (answer.status, answer.json["error"]["details"]["field"]) == (422, "engine_args")
     assert "65536" in answer.json["error"]["message"]
+
+
+def test_a_python_alone_is_the_engine_of_llama_cpp_run_by_it(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    config = tmp_path / "rbee-hive.toml"
+    config.write_text(f'[engine.other]\npython = "{python}"\n')
+    with running_hive(tmp_path / "state", QUICK, config=config) as hive:
+        worker = hive.ready("example", engine="other", engine_args=["--threads", "1"])
+        assert (worker["engine"], worker["slots"]) == ("other", 4)
+        # Asked what it can use, and run.
+        assert len((tmp_path / "runs").read_text().splitlines()) == 2
+        refused = hive.post("/v1/workers/spawn", {"model_ref": "example", "engine": "other", "backend": "cuda"})
+        assert (refused.status, refused.code) == (422, "invalid_field")
+        assert "the engine 'other' reports no CUDA device" in refused.json["error"]["message"]

@@ -145,7 +145,8 @@ def test_a_model_is_only_loaded_where_the_engine_sees_every_device_of_its_placem
     python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     arguments = ("--model", example_model, "--backend", "cuda", "--devices", devices, "--engine-python", str(python))
-    worker = start_worker(hive.url, *arguments, engine="llama-cpp")
+    shares = ",".join(["0.25"] * len(devices.split(",")))
+    worker = start_worker(hive.url, *arguments, "--tensor-split", shares, engine="llama-cpp")
     if outcome == "serves":
         hive.wait_state("ready")
     else:

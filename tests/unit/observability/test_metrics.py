@@ -1,18 +1,22 @@
 """Every family is there from the first scrape, and each counts what it says."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rbee.core.admission import Resource
+from rbee.core.claims import Claim, Need, Parts, Placement
 from rbee.core.exits import Exit, ExitReason
 from rbee.core.launch import Telemetry
 from rbee.core.liveness import seen
+from rbee.core.resources import DeviceReading, DiskReading, MachineReading, MemoryReading
 from rbee.core.usage import Usage
 from rbee.core.worker import Worker, WorkerSpec, WorkerState
 from rbee.hive.journal import Transition
 from rbee.hive.registry import Record, Registry
-from rbee.observability.metrics import SHOWN_STATES, MachineReading, Metrics, Sources
+from rbee.observability.metrics import SHOWN_STATES, Metrics, Sources
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
@@ -27,6 +31,8 @@ def scene():
 class Scene:
     def __init__(self):
         self.registry, self.metrics, self.busy = Registry(), Metrics("1.2.3"), {}
+        disk = DiskReading("/models", 4, 3)
+        self.machine = MachineReading(0.0, MemoryReading(2, 1), disk, disk)
         self.metrics.watch(
             Sources(
                 registry=self.registry,
@@ -34,9 +40,10 @@ class Scene:
                 queue_depth=lambda: {"synthetic:x": 3},
                 in_flight=lambda: {"synthetic:x": 2},
                 illegal_events=lambda: 1,
-                machine=lambda: MachineReading(1, 2, 3, 4),
+                machine=lambda: self.machine,
                 circuit_activations=lambda: 5,
                 open_circuits=lambda: {"synthetic:x": 1},
+                spawn_refusals=lambda: {Resource.VRAM: 7},
             )
         )
 
@@ -66,6 +73,9 @@ FAMILIES = {
     "rbee_hive_circuit_open",
     "rbee_hive_circuit_breaker_activations",
     "rbee_hive_worker_restart_failures",
+    "rbee_hive_worker_spawn_resource_failures",
+    "rbee_hive_vram_total_bytes",
+    "rbee_hive_vram_free_bytes",
     "rbee_hive_build_info",
     "rbee_hive_workers_total",
     "rbee_hive_workers_failed_health_checks",
@@ -193,3 +203,27 @@ async def test_openmetrics_is_given_where_it_is_asked_for(scene):
     body, content_type = scene.metrics.page("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
+
+
+async def test_each_device_has_its_memory_and_each_worker_what_it_has_of_it(scene):
+    devices = (DeviceReading("cuda", 0, "A", 100, 40), DeviceReading("cuda", 1, "B", 200, 50))
+    scene.machine = replace(scene.machine, devices=devices)
+    scene.add("w-1", claim=Claim(Placement("cuda", (0, 1), (0.5, 0.5)), Need(Parts())), vram={0: 20, 1: 30})
+    found = scene.samples()
+    assert found["rbee_hive_vram_total_bytes", ("device", "cuda:1")] == 200
+    assert found["rbee_hive_vram_free_bytes", ("device", "cuda:0")] == 40
+    assert found["rbee_hive_worker_vram_bytes", ("model", "synthetic:x"), ("worker_id", "w-1")] == 50
+    place = (("backend", "cuda"), ("device", "0,1"), ("state", "idle"))
+    assert found["rbee_hive_workers_total", *place] == 1
+
+
+async def test_refused_spawns_are_counted_by_what_was_lacking(scene):
+    found = scene.samples()
+    assert found["rbee_hive_worker_spawn_resource_failures_total", ("resource", "vram")] == 7
+    assert found["rbee_hive_worker_spawn_resource_failures_total", ("resource", "ram")] == 0
+
+
+async def test_memory_is_that_of_the_group_where_it_leaves_less(scene):
+    scene.machine = replace(scene.machine, memory=MemoryReading(100, 80, group_limit_bytes=50, group_left_bytes=20))
+    found = scene.samples()
+    assert (found["rbee_hive_memory_total_bytes",], found["rbee_hive_memory_available_bytes",]) == (50, 20)

@@ -37,6 +37,11 @@ def test_each_slot_gets_the_context_of_one_request() -> None:
     assert (found["n_batch"], found["n_ubatch"], found["cache_ram_mib"]) == (512, 512, 512)
 
 
+def test_what_takes_memory_is_never_left_to_the_engines_defaults() -> None:
+    found = parameters(plan())
+    assert (found["n_ctx_checkpoints"], found["kv_unified"], found["swa_full"]) == (2, False, False)
+
+
 @pytest.mark.parametrize(
     ("backend", "arguments", "layers"),
     [("cpu", (), 0), ("cuda", (), 9999), ("cuda", ("--n-gpu-layers", "7"), 7)],

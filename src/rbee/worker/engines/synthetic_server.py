@@ -2,8 +2,8 @@
 
 Its configuration is JSON in RBEE_ENGINE_CONFIG, its key RBEE_ENGINE_KEY. Memory on request: --hold-bytes (written),
 --map-bytes (of a mapped file, as weights are), --vram-bytes (claimed by admission, and never taken). Faults on request:
---leak-bytes (written too, but not what it was admitted with), --fail-load, --stall-load (never ready), --crash-after (seconds), --hang-after (tokens), --fork-holder (a child that
-keeps the port open).
+--leak-bytes (written too, but not what it was admitted with), --fail-load, --stall-load (never ready), --crash-after
+(seconds), --hang-after (tokens), --fork-holder (a child that keeps the port open).
 """
 
 import json
