@@ -209,10 +209,13 @@ class Admission(RuleBasedStateMachine):
             self.count += 1
             self.workers.append(Running(f"w-{self.count}", demand, verdict.claim))
 
-    @rule(device=st.none() | st.integers(0, 7), over=st.integers(-1, 1))
-    def spawn_at_the_edge(self, device, over):
-        """All that is left, to the byte."""
+    @rule(device=st.none() | st.integers(0, 7), over=st.integers(-1, 1), beside=st.booleans())
+    def spawn_at_the_edge(self, device, over, beside):
+        """All that is left, to the byte; *beside* others, where there are any on a device."""
         readings = self.machine().devices
+        taken = [number for worker in self.workers for number in worker.claim.placement.devices]
+        if beside and taken:
+            device = taken[(device or 0) % len(taken)]
         asked = () if device is None or not readings else (readings[device % len(readings)],)
         device = asked[0].index if asked else None
         ram = 0 if asked else max(0, min(self.left_ram(), LIMITS.max_worker_memory) + over)
@@ -239,14 +242,13 @@ class Admission(RuleBasedStateMachine):
         if verdict.fits:
             worker.claim = verdict.claim
 
-    @rule(which=WHICH, part=st.floats(0, 1))
+    @rule(which=WHICH, part=st.sampled_from([0.3, 0.9, 1.0, 1.0]))
     def load(self, which, part):
         """It takes what it claimed, little by little; its mapped weights are available memory to the kernel."""
         worker = self.worker(which)
         if worker is None or worker.is_loaded:
             return
         need = worker.claim.need
-        part = 1.0 if part > 0.7 else part
         worker.ram = max(worker.ram, int(part * (need.ram.total_bytes - need.ram.weights_bytes)))
         for number, parts in zip(worker.claim.placement.devices, need.vram, strict=True):
             worker.vram[number] = max(worker.vram.get(number, 0), int(part * parts.total_bytes))

@@ -79,7 +79,7 @@ def _fewer_workers(case: Case) -> Advice | None:
     found = [leaving for leaving in _leavers_by_device(case, idle) if _fits_without(case, leaving)]
     leaving = min(found, key=len) if found else _leavers_by_trial(case, idle)
     if case.demand.devices:
-        # What two must make room for on one device, one of them may on two.
+        # Memory and a device may lack at once; and what two make room for on one device, one of them may on two.
         leaving = _without_needless(case, leaving)
     who = f"the idle worker {leaving[0]}" if len(leaving) == 1 else f"the idle workers {listed(leaving)}"
     return Advice(f"It would fit once {who} {'is' if len(leaving) == 1 else 'are'} stopped.", stop=tuple(leaving))
@@ -106,7 +106,7 @@ def _leavers_by_device(case: Case, idle: Collection[str]) -> Iterator[list[str]]
 
 
 def _fewest(short: Mapping[str, int], gains: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Workers whose *gains* cover all that is *short*: the largest first, then without those not needed after all."""
+    """Workers whose *gains* cover all that is *short*, the largest first; none where all together do not."""
     if not short:
         return []
 
@@ -122,14 +122,7 @@ def _fewest(short: Mapping[str, int], gains: Mapping[str, Mapping[str, int]]) ->
         chosen.append(name)
         for what in short:
             got[what] += gains[name][what]
-    if any(got[what] < lack for what, lack in short.items()):
-        return []
-    for name in reversed(chosen[:]):
-        if all(got[what] - gains[name][what] >= lack for what, lack in short.items()):
-            chosen.remove(name)
-            for what in short:
-                got[what] -= gains[name][what]
-    return chosen
+    return chosen if all(got[what] >= lack for what, lack in short.items()) else []
 
 
 def _leavers_by_trial(case: Case, idle: Sequence[str]) -> list[str]:

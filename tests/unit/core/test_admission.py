@@ -134,6 +134,11 @@ def test_the_workers_own_limit_is_named_where_it_is_the_smaller_one():
     assert advised(verdict) == ["It would fit with max_memory_bytes at 5GiB or more."]
 
 
+def test_a_limit_is_advised_rounded_up():
+    verdict = decide(for_cpu(in_memory(5 * GIB + 1), limit_bytes=GIB), MACHINE, [], LIMITS)
+    assert advised(verdict) == ["It would fit with max_memory_bytes at 5121MiB or more."]
+
+
 def test_a_limit_is_not_advised_where_the_machine_has_too_little_anyway():
     verdict = decide(for_cpu(in_memory(11 * GIB)), MACHINE, [], LIMITS)
     assert advised(verdict) == []
@@ -326,6 +331,13 @@ def test_the_fewest_idle_workers_are_named_and_busy_ones_never():
     assert verdict.advice[0].stop == ("large",)
 
 
+def test_who_leaves_gives_back_what_it_took_beyond_its_claim():
+    held = [holding("w-1", GIB, 4 * GIB, is_idle=True)]
+    tight = replace(MACHINE, memory=MemoryReading(16 * GIB, 3 * GIB))
+    verdict = decide(for_cpu(in_memory(5 * GIB)), tight, held, LIMITS)
+    assert advised(verdict) == ["It would fit once the idle worker w-1 is stopped."]
+
+
 def test_nobody_is_named_where_stopping_all_idle_ones_would_not_do():
     held = [holding("idle", 2 * GIB, is_idle=True), holding("busy", 6 * GIB)]
     assert (
@@ -345,6 +357,18 @@ def test_the_device_from_which_fewest_would_have_to_go_counts():
     gpus = (replace(GPUS[0], free_bytes=5 * GIB), replace(GPUS[1], free_bytes=6 * GIB))
     verdict = decide(for_gpu(on_devices(18 * GIB), gpus), MACHINE, held, LIMITS)
     assert [advice.stop for advice in verdict.advice if advice.stop] == [("c",)]
+
+
+def test_who_covers_most_stays_where_two_others_are_needed_anyway():
+    held = [
+        holding("both", 3 * GIB, vram={0: 3 * GIB}, is_idle=True),
+        holding("memory", 4 * GIB, is_idle=True),
+        holding("video", vram={0: 4 * GIB}, is_idle=True),
+    ]
+    machine = replace(MACHINE, memory=MemoryReading(16 * GIB, 9 * GIB))
+    gpu = replace(GPUS[0], free_bytes=8 * GIB)
+    verdict = decide(for_gpu(on_devices(4 * GIB, ram_bytes=4 * GIB), (gpu,)), machine, held, LIMITS)
+    assert [advice.stop for advice in verdict.advice if advice.stop] == [("memory", "video")]
 
 
 def test_workers_on_several_devices_are_named_where_no_device_alone_is_enough():
