@@ -69,12 +69,12 @@ def _checks(demand: Demand, ledger: Ledger, limits: Limits, placed: Placed) -> t
 
 def _checks_elsewhere(demand: Demand, ledger: Ledger, limits: Limits, placed: Placed, room: Room) -> tuple[Check, ...]:
     """Of the devices that were looked at and not taken: what the whole model would need there."""
-    checks = []
-    for device in demand.devices:
-        if device.index not in placed.placement.devices:
-            whole = demand.size(Placement(demand.backend, (device.index,), (1.0,)), demand.ctx_size)
-            checks.append(vram_check(device, ledger.vram[device.index], limits, whole.vram[0].total_bytes))
-    return tuple(checks)
+    whole = demand.size(Placement(demand.backend, (demand.devices[0].index,), (1.0,)), demand.ctx_size)
+    return tuple(
+        vram_check(device, ledger.vram[device.index], limits, whole.vram[0].total_bytes)
+        for device in demand.devices
+        if device.index not in placed.placement.devices
+    )
 
 
 def _message(demand: Demand, placement: Placement, checks: Sequence[Check], advice: Sequence[Advice]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from rbee.core.checks import MIN_FREE_DISK, MIN_FREE_MEMORY, MIN_FREE_VRAM, listed
+from rbee.core.claims import Placement
 from rbee.core.ledger import Ledger, Room
 from rbee.core.placing import place
 from rbee.core.sizes import setting_text, size_text
@@ -94,10 +95,12 @@ def _leavers_by_device(case: Case, idle: Collection[str]) -> Iterator[list[str]]
     """For the CPU, or for each device alone: the fewest that make enough room there, where that can be."""
     room = case.room()
     ram_gains = case.ledger.ram.gains(idle)
+    numbers = tuple(device.index for device in case.demand.devices[:1])
+    need = case.demand.size(Placement(case.demand.backend, numbers, (1.0,) * len(numbers)), case.demand.ctx_size)
     for device in case.demand.devices or (None,):
-        alone = room if device is None else replace(room, vram_bytes={device.index: room.vram_bytes[device.index]})
-        placed = place(case.demand, alone, case.demand.ctx_size)
-        short = {"ram": placed.need.ram.total_bytes - room.ram_bytes, "vram": placed.over_bytes}
+        short = {"ram": need.ram.total_bytes - room.ram_bytes}
+        if device is not None:
+            short["vram"] = need.vram[0].total_bytes - room.vram_bytes[device.index]
         vram_gains = {} if device is None else case.ledger.vram[device.index].gains(idle)
         gains = {name: {"ram": ram_gains.get(name, 0), "vram": vram_gains.get(name, 0)} for name in idle}
         leaving = _fewest({what: lack for what, lack in short.items() if lack > 0}, gains)

@@ -38,10 +38,15 @@ def place(demand: Demand, room: Room, ctx_size: int) -> Placed:
         return Placed(placement, demand.size(placement, ctx_size), 0)
     widest = sorted(room.vram_bytes, key=lambda number: (-room.vram_bytes[number], number))
     best = _divide(demand, room, ctx_size, widest[:1])
-    for count in range(2, len(widest) + 1):
-        if best.over_bytes == 0 or room.vram_bytes[widest[count - 1]] <= 0:
+    usable = [number for number in widest if room.vram_bytes[number] > 0]
+    counts = range(2, len(usable) + 1)
+    if best.need.vram[0].total_bytes > sum(room.vram_bytes[number] for number in usable):
+        # Divided it takes more in all, never less: only how much is missing is still asked for.
+        counts = counts[-1:]
+    for count in counts:
+        if best.over_bytes == 0:
             break
-        placed = _divide(demand, room, ctx_size, sorted(widest[:count]))
+        placed = _divide(demand, room, ctx_size, sorted(usable[:count]))
         if placed.over_bytes < best.over_bytes:
             best = placed
     return best
