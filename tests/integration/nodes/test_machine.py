@@ -30,7 +30,7 @@ tell()
 
 
 class Card:
-    async def read(self):
+    async def read(self, max_age=2.0):
         return (GPU,)
 
 
