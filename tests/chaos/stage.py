@@ -296,6 +296,7 @@ class Stage:
 
     def look(self) -> View:
         workers = {worker["worker_id"]: worker for worker in self.listed()}
+        resources = self.hive.get("/v1/resources").json
         return View(
             hive_pid=self.hive_pid,
             runner_pid=os.getpid(),
@@ -313,6 +314,8 @@ class Stage:
             first_descriptors=self._first_size[0],
             first_threads=self._first_size[1],
             told_states=self.story.told_states(),
+            claims={one["worker_id"]: one["claimed"]["ram_bytes"] for one in resources.get("workers", [])},
+            reserved=resources.get("memory", {}).get("reserved_bytes", 0),
         )
 
     def settle(self) -> Settled:
