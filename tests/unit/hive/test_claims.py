@@ -6,8 +6,8 @@ import pytest
 from rbee.core.errors import ModelNotFound
 from rbee.core.worker import WorkerState
 from rbee.testing import FakeHive, FakeLibrary
-from tests.unit.hive.pools import CRASH, crash, ready_worker, running
-from tests.unit.hive.test_admission import gpu, holding, on_gpu
+from tests.unit.hive.pools import CRASH, crash, make_ready, ready_worker, running, settled
+from tests.unit.hive.test_admission import gpu, holding, on_gpu, room
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
@@ -62,3 +62,23 @@ async def test_a_worker_that_is_started_by_hand_while_it_asks_keeps_the_place_it
         await anyio.sleep(10)
         launch = hive.node.launches[-1]
         assert (len(hive.node.launches), record.placement) == (2, launch.placement)
+
+
+async def test_one_that_was_refused_once_waits_its_delay_after_a_later_crash():
+    hive = FakeHive()
+    hive.machine.memory = room(9)
+    async with running(hive):
+        other = await ready_worker(hive, holding(1))
+        record = await ready_worker(hive, holding(4))
+        hive.machine.memory = room(2)
+        await crash(hive)
+        await anyio.sleep(1.5)
+        assert record.worker.message.startswith("Not restarted yet")
+        hive.machine.memory = room(9)
+        await hive.pool.restart(record.worker_id)
+        await make_ready(hive, record)
+        await crash(hive)
+        assert record.worker.state is S.BACKOFF
+        await hive.pool.delete(other.worker_id)
+        await settled()
+        assert record.worker.state is S.BACKOFF
