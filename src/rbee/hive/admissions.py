@@ -207,10 +207,8 @@ class Admissions:
             raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
-        """What the workers hold that are starting, loading or ending, by id."""
-        moving = [
-            (r, r.worker.pid) for r in self._registry if r.worker.state in _IN_MOTION and not r.worker.spec.external
-        ]
+        """What the workers hold that are starting, loading or ending, or were when they were sampled, by id."""
+        moving = [(record, record.worker.pid) for record in self._registry if _is_in_motion(record)]
         pids = {record.worker_id: pid for record, pid in moving if pid is not None}
         try:
             measured = await self._sources.node.measure(list(pids.values())) if pids else {}
@@ -330,6 +328,14 @@ def vram_of(placement: Placement, footprint: Footprint, devices: Sequence[Device
     if not there or any(device.held is None for device in there):
         return None
     return {d.index: sum(held for pid, held in (d.held or {}).items() if pid in footprint.pids) for d in there}
+
+
+def _is_in_motion(record: Record) -> bool:
+    """Whether what is known of its memory may lack gigabytes: also of one that is ready since its last sampling."""
+    worker = record.worker
+    if worker.spec.external:
+        return False
+    return worker.state in _IN_MOTION or (worker.ready_since is not None and record.measured_at < worker.ready_since)
 
 
 def _claim_as_measured(footprint: Footprint | None) -> Claim | None:

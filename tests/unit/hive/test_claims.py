@@ -7,7 +7,7 @@ from rbee.core.errors import ModelNotFound
 from rbee.core.worker import WorkerState
 from rbee.testing import FakeHive, FakeLibrary
 from tests.unit.hive.pools import CRASH, crash, make_ready, ready_worker, running, settled
-from tests.unit.hive.test_admission import gpu, holding, on_gpu, room
+from tests.unit.hive.test_admission import gpu, holding, on_gpu, room, took
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
@@ -62,6 +62,15 @@ async def test_a_worker_that_is_started_by_hand_while_it_asks_keeps_the_place_it
         await anyio.sleep(10)
         launch = hive.node.launches[-1]
         assert (len(hive.node.launches), record.placement) == (2, launch.placement)
+
+
+async def test_memory_taken_since_the_last_sampling_is_not_reserved_again_once_ready():
+    hive = FakeHive()
+    hive.machine.memory = room(9)
+    async with running(hive):
+        first = await ready_worker(hive, holding(4))
+        took(hive, first, 4)
+        await hive.pool.spawn(holding(4))
 
 
 async def test_one_that_was_refused_once_waits_its_delay_after_a_later_crash():
