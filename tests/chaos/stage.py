@@ -18,6 +18,7 @@ from tests.chaos.clients import Traffic
 from tests.chaos.invariants import Judgement, View
 from tests.chaos.story import Story
 from tests.chaos.wall_clock import WallClock
+from tests.gguf_files import header, tensor
 from tests.hives import Hive, wait_for
 
 HEARTBEAT, STALE_AFTER, LOAD_TIMEOUT, HANG_TIMEOUT, OPEN_FOR, STABLE_AFTER = 0.5, 2.0, 2.0, 2.0, 1.0, 2.0
@@ -183,7 +184,8 @@ class Stage:
     def odd_model(self, **habits: Any) -> str:
         """The reference of a model that the odd engine runs, with these habits."""
         path = self.models / f"{self.new_name()}.gguf"
-        path.write_bytes(b"GGUF" + bytes(60))
+        # The odd engine does not read it, but the hive does: a whole model of one tensor.
+        path.write_bytes(header([("general.architecture", "llama")], [tensor("output", [32])]) + bytes(256))
         self.mend(f"file:{path}", **habits)
         return f"file:{path}"
 
