@@ -373,7 +373,7 @@ async def test_video_memory_that_a_driver_shows_as_taken_is_not_reserved_again()
     async with running(hive):
         record = await ready_worker(hive, on_gpu(4))
         pid = record.worker.pid
-        record.footprint = Footprint(pids=(pid,))
+        record.footprint = hive.node.footprints[pid] = Footprint(pids=(pid,))
         hive.machine.devices = (gpu(0, 6, held={pid: 4 * GIB}),)
         await hive.pool.spawn(on_gpu(4))
         await hive.pool.admissions.note_measured()
