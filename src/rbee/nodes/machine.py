@@ -1,5 +1,6 @@
 """This machine: its memory and disks as of now, and the accelerators that somebody else reads."""
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
@@ -47,7 +48,8 @@ class LocalMachine:
         self._gpus = gpus or NoGpus()
         self._read_memory = read_memory
 
-    async def look(self, max_age: float = 2.0) -> MachineReading:
+    async def look(self, max_age: float = 2.0, device_patience: float = math.inf) -> MachineReading:
+        """A reading of now. Devices whose driver takes longer than *device_patience* seconds are not in it."""
         # Before the first of them is read: whatever was settled by then is in all of them.
         at = anyio.current_time()
         seen: _Seen | None = None
@@ -57,7 +59,10 @@ class LocalMachine:
             self._models_disk.give_up()
             self._state_disk.give_up()
             seen = _Seen(await LOOKS.run(self._read_memory), self._models_disk.last, self._state_disk.last)
-        return MachineReading(at, *seen, devices=await self._gpus.read(max_age))
+        devices: tuple[DeviceReading, ...] = ()
+        with anyio.move_on_after(device_patience):
+            devices = await self._gpus.read(max_age)
+        return MachineReading(at, *seen, devices=devices)
 
     def _read(self) -> _Seen:
         # In one thread: each change of threads may cost milliseconds on a busy machine.
