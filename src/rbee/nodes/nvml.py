@@ -53,21 +53,27 @@ class Nvml:
 
     def look(self, now: float) -> Look:
         """What is there at *now*, seconds of any clock that does not go back."""
-        if self._binding is None:
-            # Only here: it takes 20 ms, and most machines have no use for it.
-            import pynvml  # noqa: PLC0415
-
-            self._binding = pynvml
         if now >= self._next_begin and (not self._is_begun or self._missing):
             self._next_begin = now + self._retry_interval
-            try:
-                self._begin()
-            except self._binding.NVMLError as error:
-                self._end()
-                self._missing = {DRIVER: self._sentence(error)}
+            self._try_to_begin()
         devices = tuple(reading for device in self._devices if (reading := self._read(device)) is not None)
         nothing_for = 0.0 if self._is_begun else max(0.0, self._next_begin - now)
         return Look(devices, {**self._missing, **self._sliced}, nothing_for)
+
+    def _try_to_begin(self) -> None:
+        try:
+            # Only here, in the thread that may wait: it takes 20 ms.
+            import pynvml  # noqa: PLC0415
+        except (ImportError, OSError) as error:
+            # No descriptor left, say. Whoever asks later shall find this thread alive.
+            self._missing = {DRIVER: f"its binding cannot be loaded ({error})"}
+            return
+        self._binding = pynvml
+        try:
+            self._begin()
+        except pynvml.NVMLError as error:
+            self._end()
+            self._missing = {DRIVER: self._sentence(error)}
 
     def _begin(self) -> None:
         self._end()

@@ -41,10 +41,10 @@ class Reader:
         self.looks = 0
         self.ticks = 0
 
-    def read(self, at_once: int = 1) -> list[dict[str, Any]]:
+    def read(self, at_once: int = 1, how: str = "") -> list[dict[str, Any]]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{at_once}\n")
+        self.process.stdin.write(f"{at_once} {how}\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         self.said, self.looks, self.ticks = answer["said"], answer["looks"], answer["ticks"]
@@ -207,6 +207,15 @@ def test_a_driver_that_is_installed_later_is_found_without_a_restart(tmp_path: P
         reader = start(driver)
         assert reader.read() == []
         driver.install()
+        assert reader.indexes() == [0]
+        assert reader.events() == [("gpu_driver_is_back", "info")]
+
+
+def test_gpus_are_found_once_there_are_descriptors_again(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path) as driver:
+        reader = start(driver, begin_timeout=5.0)
+        assert reader.read(how="starved") == []
+        assert "Too many open files" in reader.said[0]["reason"]
         assert reader.indexes() == [0]
         assert reader.events() == [("gpu_driver_is_back", "info")]
 
