@@ -67,6 +67,7 @@ class NvidiaGpus:
         self._read_at = float("-inf")
         self._nothing_until = float("-inf")
         self._has_answered = False
+        self.is_failing = False
         self._told: dict[str, str] = {}
 
     async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
@@ -80,6 +81,7 @@ class NvidiaGpus:
             await question.answered.wait()
             return self._devices
         # As long as it hangs nobody waits for it again: the deadline of this question is over for all who follow.
+        self.is_failing = True
         self._tell({DRIVER: _HANGS})
         return ()
 
@@ -106,6 +108,7 @@ class NvidiaGpus:
     def _take(self, question: _Question, look: Look) -> None:
         self._asked = None
         self._has_answered = True
+        self.is_failing = look.is_failing
         self._devices = tuple(device for device in look.devices if sees(self._visible, device.index, device.uuid))
         # Since it was asked for: that is the most that it can be old.
         self._read_at = question.at

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import anyio
 
@@ -11,8 +11,16 @@ from rbee.nodes import memory
 from rbee.nodes.disk import PATIENCE, Disk
 from rbee.nodes.lanes import LOOKS
 
+NVIDIA: Final = frozenset({"cuda"})
+"""The backends of the only driver that is read: what others have is known from an engine's build."""
+
 
 class Gpus(Protocol):
+    @property
+    def is_failing(self) -> bool:
+        """Whether, at the last reading, a driver that is here did not work, or had lost a device."""
+        ...
+
     async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
         """The devices that drivers report, at most *max_age* seconds old; a driver that fails has none."""
         ...
@@ -20,6 +28,8 @@ class Gpus(Protocol):
 
 class NoGpus:
     """A machine without accelerators."""
+
+    is_failing = False
 
     async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
         return ()
@@ -62,7 +72,7 @@ class LocalMachine:
         devices: tuple[DeviceReading, ...] = ()
         with anyio.move_on_after(device_patience):
             devices = await self._gpus.read(max_age)
-        return MachineReading(at, *seen, devices=devices)
+        return MachineReading(at, *seen, devices=devices, failing=NVIDIA if self._gpus.is_failing else frozenset())
 
     def _read(self) -> _Seen:
         # In one thread: each change of threads may cost milliseconds on a busy machine.

@@ -83,6 +83,7 @@ async def read_when_told() -> None:
                     ticks += 1
         assert all(answer == answers[0] for answer in answers)
         told = {"devices": [asdict(device) for device in answers[0]], "said": SAID[:], "looks": driver.looks}
+        told["is_failing"] = gpus.is_failing
         SAID.clear()
         sys.stdout.write(json.dumps({**told, "ticks": ticks}) + "\n")
         sys.stdout.flush()

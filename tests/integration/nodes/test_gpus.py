@@ -40,6 +40,7 @@ class Reader:
         self.said: list[dict[str, Any]] = []
         self.looks = 0
         self.ticks = 0
+        self.is_failing = False
 
     def read(self, at_once: int = 1, how: str = "") -> list[dict[str, Any]]:
         assert self.process.stdin is not None
@@ -48,6 +49,7 @@ class Reader:
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         self.said, self.looks, self.ticks = answer["said"], answer["looks"], answer["ticks"]
+        self.is_failing = answer["is_failing"]
         return answer["devices"]
 
     def end(self) -> None:
@@ -289,3 +291,42 @@ def test_devices_that_were_hidden_from_us_are_not_ours_to_give(
 ) -> None:
     with stand_in(tmp_path, gpus=3) as driver:
         assert start(driver, visible).indexes() == shown
+
+
+Fault = Callable[[StandIn], None]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda driver: driver.hang(),
+        lambda driver: driver.lose(0),
+        lambda driver: driver.unlist(0),
+        lambda driver: driver.fail_init(DRIVER_NOT_LOADED),
+    ],
+    ids=["it hangs", "a device is lost", "a device is no longer listed", "it is not loaded"],
+)
+def test_a_driver_that_has_less_than_it_had_fails(tmp_path: Path, start: Start, fault: Fault) -> None:
+    with stand_in(tmp_path) as driver:
+        reader = start(driver, begin_timeout=5.0, answer_timeout=5.0)
+        assert reader.indexes() == [0]
+        assert not reader.is_failing
+        # Only a driver that is begun anew tells of what is no longer listed.
+        driver.lose(0)
+        reader.read()
+        driver.bring_back(0)
+        fault(driver)
+        assert reader.read() == []
+        assert reader.is_failing
+
+
+def test_a_driver_that_was_never_here_and_one_that_is_set_aside_do_not_fail(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path) as driver:
+        driver.remove()
+        reader = start(driver)
+        assert reader.read() == []
+        assert not reader.is_failing
+        driver.set_mig(0, 1)
+        driver.install()
+        assert reader.read() == []
+        assert not reader.is_failing

@@ -31,11 +31,13 @@ tell()
 
 
 class Card:
+    is_failing = False
+
     async def read(self, max_age):
         return (GPU,)
 
 
-class HangingCard:
+class HangingCard(Card):
     async def read(self, max_age):
         await anyio.sleep_forever()
 
@@ -52,6 +54,14 @@ async def test_a_look_has_memory_disks_and_devices(tmp_path):
     assert 0 < found.models_disk.free_bytes < found.models_disk.total_bytes == found.state_disk.total_bytes
     assert found.devices == (GPU,)
     assert (await machine.look()).at >= found.at
+
+
+async def test_a_driver_that_fails_is_told_of_beside_the_devices_that_are_left(tmp_path):
+    card = Card()
+    machine = LocalMachine(Disk(tmp_path), Disk(tmp_path), build_of, card)
+    assert (await machine.look()).failing == frozenset()
+    card.is_failing = True
+    assert (await machine.look()).failing == {"cuda"}
 
 
 async def test_a_driver_that_takes_too_long_does_not_hold_up_the_rest(tmp_path):
