@@ -86,8 +86,9 @@ class NvidiaGpus:
         return ()
 
     def _ask(self, now: float) -> _Question:
-        is_plain = self._has_answered and not self._told
-        timeout = self._pace.answer_timeout if is_plain else self._pace.begin_timeout
+        # A device that is set aside is told of for good, and nothing is begun anew for it.
+        may_begin = not self._has_answered or self.is_failing or DRIVER in self._told
+        timeout = self._pace.begin_timeout if may_begin else self._pace.answer_timeout
         question = self._asked = _Question(now, now + timeout, current_token())
         if self._thread is None:
             # Not of a pool, and a daemon: one that hangs in the driver must neither be waited for nor end us.

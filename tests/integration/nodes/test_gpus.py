@@ -283,6 +283,16 @@ def test_a_gpu_in_mig_mode_is_set_aside_and_said_so(tmp_path: Path, start: Start
     assert "MIG" in reader.said[0]["reason"]
 
 
+def test_a_gpu_that_is_set_aside_gives_a_driver_no_more_time_to_answer(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path, gpus=2) as driver:
+        driver.set_mig(0, 1)
+        reader = start(driver, answer_timeout=0.2, begin_timeout=6.0)
+        assert reader.indexes() == [1]
+        driver.hang()
+        assert reader.read() == []
+        assert reader.ticks < 300
+
+
 @pytest.mark.parametrize(
     ("visible", "shown"), [("1", [1]), ("", []), ("2,0", [0, 2]), ("-1,0", []), (uuid_of(1)[:12], [1])]
 )
