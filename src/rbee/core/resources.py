@@ -66,13 +66,18 @@ def state_reserve(disk: DiskReading) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MachineReading:
-    """One look at all of it. ``devices``: those that a driver reports, whatever engine could use them."""
+    """One look at all of it. ``devices``: those that a driver reports, whatever engine could use them.
+
+    ``failing``: backends whose driver is here and does not work, or has lost a device. What an engine's build
+    remembers of their devices is no longer true.
+    """
 
     at: float
     memory: MemoryReading
     models_disk: DiskReading
     state_disk: DiskReading
     devices: tuple[DeviceReading, ...] = ()
+    failing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,8 @@ class Admissions:
         return kind_of(spec.engine, self._engine(spec))
 
     async def _build(self, spec: WorkerSpec) -> EngineBuild | None:
-        if self._kind(spec) != LLAMA_CPP:
+        # Every build runs on the processor, and the child that is asked may hang in the driver of a GPU.
+        if self._kind(spec) != LLAMA_CPP or spec.backend == "cpu":
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
 
