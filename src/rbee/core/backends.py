@@ -86,7 +86,8 @@ def _of_auto(
         return "cpu"  # It computes nothing, so a device is only ever pretended.
     found = next((backend for backend in _PREFERRED if backend in there), None)
     if found is None:
-        lost = [b for b in _PREFERRED if build is not None and b in build.backends and b in machine.failing]
+        may_have = () if build is None else machine.failing if build.problem else machine.failing & build.backends
+        lost = [backend for backend in _PREFERRED if backend in may_have]
         lacking = [*lost, *(device.backend for device in machine.devices)]
         if lacking:
             raise _missing(lacking[0], engine, build, machine, there)

@@ -99,6 +99,7 @@ def test_what_is_asked_for_comes_to_what_driver_and_engine_both_have(
         # The build remembers what its driver no longer has.
         ("cuda", None, "llama-cpp", build("cuda"), LOST, "backend", "no driver reports a device"),
         ("auto", None, "llama-cpp", build("cuda"), LOST, "backend", "no driver reports a device"),
+        ("auto", None, "llama-cpp", FAILED, LOST, "backend", "could not be found out"),
         # Neither has it, or only a build would see it.
         ("cuda", None, "llama-cpp", FOR_CPU, BARE, "backend", "built without CUDA"),
         ("rocm", None, "llama-cpp", FOR_CPU, BARE, "backend", "whl/rocm-7.2.4"),
