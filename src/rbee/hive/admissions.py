@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import structlog
 
-from rbee.core import admission, backends, model_ref, sizing
+from rbee.core import admission, backends, model_ref, repacking, sizing
 from rbee.core.admission import Demand, Limits, Resource, Verdict
 from rbee.core.backends import Choice
 from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
@@ -51,6 +51,7 @@ class AdmissionOptions:
     limits: Limits
     prompt_cache_bytes: int
     engines: Mapping[str, EngineOptions]
+    processor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,8 @@ class Admissions:
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
         peak = self._peaks.get(self._peak_key(spec.engine, asked, placement))
-        return sizing.need_of(asked, facts, self._options.prompt_cache_bytes, placement, peak)
+        options = self._options
+        return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
     def _peak_key(self, engine: str, spec: WorkerSpec, placement: Placement) -> str:
         """*engine*: the name that it has in the settings, *spec* with its kind instead."""
@@ -173,6 +175,11 @@ class Admissions:
         if self._kind(spec) != LLAMA_CPP:
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
+
+    async def added_args(self, spec: WorkerSpec, placement: Placement) -> tuple[str, ...]:
+        """What its engine is told beside what was asked for. Raises ModelNotFound or NotAModelFile."""
+        header = (await self.facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
+        return repacking.added_args(header, spec.engine_args, placement, self._options.processor) if header else ()
 
     # What there is.
 
