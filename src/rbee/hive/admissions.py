@@ -281,7 +281,7 @@ class Admissions:
         vram = tuple(seen.get(device, 0) for device in placement.devices)
         before = known.vram_bytes or (0,) * len(vram)
         peak = Peak(
-            max(known.ram_bytes, min(limit, footprint.peak_rss_bytes)),
+            max(known.ram_bytes, min(limit, _ram_taken(placement, footprint))),
             tuple(max(pair) for pair in zip(before, vram, strict=False)),
         )
         if _exceeds(peak, known):
@@ -322,6 +322,14 @@ def vram_of(placement: Placement, footprint: Footprint, devices: Sequence[Device
     if not there or any(device.held is None for device in there):
         return None
     return {d.index: sum(held for pid, held in (d.held or {}).items() if pid in footprint.pids) for d in there}
+
+
+def _ram_taken(placement: Placement, footprint: Footprint) -> int:
+    """The most that was resident; beside devices what is now, since a model on its way there passes through the map of
+    its file, all of it pages that the kernel can drop."""
+    if placement.devices:
+        return footprint.private_bytes + footprint.locked_bytes
+    return footprint.peak_rss_bytes
 
 
 def _claim_as_measured(footprint: Footprint | None) -> Claim | None:

@@ -335,6 +335,16 @@ async def test_a_peak_that_hardly_grows_is_not_written_again():
         assert list(hive.peaks.saved.values()) == [Peak(3 * GIB)]
 
 
+async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_peak_of_memory():
+    hive = FakeHive()
+    hive.machine.devices = (gpu(0, 20),)
+    async with running(hive):
+        record = await ready_worker(hive, on_gpu(4))
+        record.footprint = Footprint(1 * GIB, 300 * MIB, locked_bytes=50 * MIB, peak_rss_bytes=5 * GIB)
+        await hive.pool.admissions.note_measured()
+        assert [peak.ram_bytes for peak in hive.peaks.saved.values()] == [350 * MIB]
+
+
 # How a model is loaded.
 
 
