@@ -7,7 +7,8 @@ from typing import Any
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = 4, 5, 6, 7, 8, 9, 10, 11, 12
 LETTERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-F32_TYPE, F16_TYPE, Q4_K_TYPE = 0, 1, 12
+F32_TYPE, F16_TYPE, Q4_0_TYPE, Q4_K_TYPE = 0, 1, 2, 12
+Q4_0_BLOCK, Q4_0_BLOCK_BYTES = 32, 18
 ALIGNMENT = 32
 
 
@@ -121,3 +122,40 @@ class Model:
 def one_file(keys: Mapping[str, Any], names: Sequence[str]) -> bytes:
     tensors = [tensor(name, (32,), F32_TYPE, 128 * number) for number, name in enumerate(names)]
     return sized(header(list(keys.items()), tensors), 128 * len(names))
+
+
+def zero_llama(path: Path, layers: int = 3, width: int = 2048, feed_forward: int = 8192) -> Path:
+    """A llama of Q4_0 that llama.cpp loads, all weights zero: 34 MB a layer. Its tokens are bytes, its output tied."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(f"t{n}" for n in range(61))]
+    keys: dict[str, Any] = {
+        "general.architecture": "llama",
+        "llama.block_count": layers,
+        "llama.context_length": 4096,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": feed_forward,
+        "llama.attention.head_count": width // 64,
+        "llama.attention.head_count_kv": 4,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": 64,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * 61],
+    }
+    matrices = {"token_embd": (width, len(tokens))}
+    for layer in range(layers):
+        inner = {"attn_q": width, "attn_k": 256, "attn_v": 256, "attn_output": width}
+        inner |= {"ffn_gate": feed_forward, "ffn_up": feed_forward}
+        matrices |= {f"blk.{layer}.{name}": (width, rows) for name, rows in inner.items()}
+        matrices[f"blk.{layer}.ffn_down"] = (feed_forward, width)
+    norms = ["output_norm", *(f"blk.{layer}.{name}" for layer in range(layers) for name in ("attn_norm", "ffn_norm"))]
+    tensors, end = [], 0
+    for name, shape in [*matrices.items(), *((name, (width,)) for name in norms)]:
+        kind = Q4_0_TYPE if name in matrices else F32_TYPE
+        tensors.append(tensor(f"{name}.weight", shape, kind, end))
+        end += shape[0] * shape[1] // Q4_0_BLOCK * Q4_0_BLOCK_BYTES if len(shape) == 2 else 4 * width
+    raw = header(list(keys.items()), tensors)
+    with path.open("wb") as file:
+        file.write(raw + bytes(-len(raw) % ALIGNMENT))
+        file.truncate(file.tell() + end)
+    return path

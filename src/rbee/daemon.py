@@ -1,6 +1,7 @@
 """rbee-hive: the composition root, the only module that builds adapters and wires everything."""
 
 import math
+import platform
 import signal
 import socket
 from collections.abc import Generator, Iterator, Mapping
@@ -340,6 +341,7 @@ def pool_options(settings: Settings, control_path: str) -> PoolOptions:
         prompt_cache_bytes=settings.workers.prompt_cache,
         engines=engines(settings),
         limits=limits(settings),
+        processor=platform.machine(),
         hard_memory_limit=settings.limits.hard_memory_limit,
         health_timeout=settings.monitor.health_timeout,
         leaves_workers=settings.lifecycle.on_shutdown == "leave",

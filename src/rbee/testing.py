@@ -310,6 +310,7 @@ class FakeHive:
             prompt_cache_bytes=0,
             engines={},
             limits=Limits(8 * GIB, 2 * GIB, 1 * GIB, 10 * GIB),
+            processor="x86_64",
             restart=RestartRules(jitter=0.0),
         )
     )

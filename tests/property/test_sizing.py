@@ -39,7 +39,8 @@ def headers(draw, fewest=1):
         sliding_window=draw(st.sampled_from([0, 1, 512, 4096])),
         windowed=tuple(draw(st.lists(st.booleans(), **each))),
         state_bytes=tuple(draw(st.lists(st.sampled_from([0, 0, 2**20]), **each))),
-        quantization=draw(st.sampled_from(["Q4_K", "Q8_0", ""])),
+        tied_type=draw(st.sampled_from(["Q4_K", "Q8_0"])) if is_tied else "",
+        type_bytes=tuple((kind, draw(SIZES)) for kind in draw(st.sets(st.sampled_from(["Q4_K", "Q8_0"])))),
     )
 
 
@@ -97,6 +98,7 @@ def test_more_layers_need_no_less(header, sizing):
 
 @given(headers(), sizings(), placements())
 def test_every_layer_and_its_cache_is_counted_once_wherever_it_lies(header, sizing, placement):
+    header = replace(header, tied_type="")
     found, alone = estimate(header, sizing, placement), estimate(header, replace(sizing, is_mapped=False), CPU)
     everywhere = (found.ram, *found.vram)
     assert sum(parts.kv_cache_bytes for parts in everywhere) == alone.ram.kv_cache_bytes

@@ -87,6 +87,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "--embedding": Flag(),
         "--flash-attn": Choice(("on", "off", "auto")),
         "--mlock": Flag(),
+        "--mmap": Flag(),
         "--n-gpu-layers": Whole(0, 9999),
         "--no-mmap": Flag(),
         "--pooling": Choice(("none", "mean", "cls", "last", "rank")),
@@ -159,6 +160,8 @@ def _kind(engine: str, name: str) -> Kind:
 def _check_together(values: Mapping[str, Value]) -> None:
     if values.get("--flash-attn") == "off" and values.get("--cache-type-v", "f16") not in _PLAIN_CACHE_TYPES:
         raise _invalid("--cache-type-v", "A quantized --cache-type-v needs --flash-attn on or auto.")
+    if "--mmap" in values and "--no-mmap" in values:
+        raise _invalid("--no-mmap", "Only one of --mmap and --no-mmap can be given.")
     if "--reranking" in values and values.get("--pooling", "rank") != "rank":
         raise _invalid("--pooling", "--reranking works with --pooling rank alone.")
 

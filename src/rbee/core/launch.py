@@ -32,7 +32,8 @@ class Launch:
 
     ``drain_timeout``: the most that requests in flight get once the keeper is told to end. ``end_timeout``: from then
     until it is killed; it divides that time itself. ``device_uuids``: of the placement's devices, where they have any.
-    ``memory_limit_bytes``: a hard limit for its cgroup, None for none.
+    ``memory_limit_bytes``: a hard limit for its cgroup, None for none. ``added_engine_args``: what the engine is told
+    beside what was asked for.
     """
 
     spec: WorkerSpec
@@ -52,6 +53,7 @@ class Launch:
     placement: Placement = field(default_factory=Placement)
     device_uuids: tuple[str, ...] = ()
     memory_limit_bytes: int | None = None
+    added_engine_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

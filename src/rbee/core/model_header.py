@@ -8,7 +8,8 @@ class ModelHeader:
     """Sizes in bytes, as the tensor table gives them; lists have one entry a layer.
 
     ``input_bytes``: the token embeddings, which stay in host memory. ``output_bytes``: output matrix and last norms;
-    ``is_tied``: the file has no output matrix of its own, the embeddings serve as one; ``tied_bytes`` are those.
+    ``is_tied``: the file has no output matrix of its own, the embeddings serve as one; ``tied_bytes`` are those, of the
+    type ``tied_type``.
     ``kv_heads``: those that are cached, 0 for a layer without a cache of its own. ``key_length``, ``value_length``:
     elements of one head in the cache; no values are cached where it is 0. ``sliding_window``: tokens, 0 for none;
     ``windowed``: the layers that keep no more than it; ``window_key_length``, ``window_value_length``: of a head in
@@ -31,6 +32,7 @@ class ModelHeader:
     output_bytes: int
     is_tied: bool
     tied_bytes: int = 0
+    tied_type: str = ""
     sliding_window: int = 0
     windowed: tuple[bool, ...] = ()
     window_key_length: int = 0

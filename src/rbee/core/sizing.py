@@ -5,14 +5,12 @@ Never exact, never less than what was measured: docs/admission.md holds the tabl
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import accumulate
 from typing import Final
 
-from rbee.core import engine_args, llama_cpp
+from rbee.core import engine_args, llama_cpp, repacking
 from rbee.core.claims import Need, Parts, Peak, Placement, Source
 from rbee.core.engine_args import Value
 from rbee.core.model_header import ModelFacts, ModelHeader
@@ -40,10 +38,6 @@ _CELL_BYTES: Final = 64
 """What llama.cpp notes of a cell beside its keys and values (37 measured)."""
 
 _FLOAT: Final = 4
-
-_REPACKED: Final = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "Q2_K", "MXFP4"})
-"""Types that ggml's processor backend on x86-64 copies into another order at load (ggml-cpu/repack.cpp), while the
-file's own pages stay mapped, and resident."""
 
 _PROCESSES_BYTES: Final = 80 * MIB
 """Keeper (16 MiB resident), the engine's Python and libraries (30), its threads and graphs (8); measured. The rest is
@@ -73,7 +67,8 @@ class Sizing:
 
     ``ctx_size``: tokens of one request. ``batch``: tokens computed at once; ``all_outputs``: each of them has an
     output (embeddings), not only the last. ``gpu_layers``: how many layers leave host memory, the output counting as
-    one, None for all where there is a device. ``is_mapped``: weights are pages of the file, not copies.
+    one, None for all where there is a device. ``is_mapped``: weights are pages of the file, not copies. ``processor``:
+    as ``uname -m`` names it.
     """
 
     ctx_size: int
@@ -86,11 +81,15 @@ class Sizing:
     gpu_layers: int | None = None
     all_outputs: bool = False
     is_mapped: bool = True
+    processor: str = repacking.X86_64
 
 
-def sizing_of(spec: WorkerSpec, prompt_cache_bytes: int) -> Sizing:
+def sizing_of(
+    spec: WorkerSpec, header: ModelHeader, prompt_cache_bytes: int, placement: Placement, processor: str
+) -> Sizing:
     """What the engine of *spec* will be started with."""
-    args = engine_args.parse(spec.engine, spec.engine_args)
+    added = repacking.added_args(header, spec.engine_args, placement, processor)
+    args = engine_args.parse(spec.engine, (*spec.engine_args, *added))
     layers = args.get("--n-gpu-layers")
     return Sizing(
         ctx_size=spec.ctx_size,
@@ -102,7 +101,8 @@ def sizing_of(spec: WorkerSpec, prompt_cache_bytes: int) -> Sizing:
         prompt_cache_bytes=llama_cpp.prompt_cache_mib(prompt_cache_bytes) * MIB,
         gpu_layers=None if layers is None else int(layers),
         all_outputs=llama_cpp.embeds(args),
-        is_mapped="--no-mmap" not in args,
+        is_mapped=repacking.NO_MAP not in args,
+        processor=processor,
     )
 
 
@@ -113,7 +113,7 @@ def estimate(header: ModelHeader, sizing: Sizing, placement: Placement) -> Need:
     own = [il for il in range(header.layers) if places[il] is None]
     is_output_here = places[-1] is None
     host = Parts(
-        weights_bytes=_host_weights(header, sizing, own, is_output_here),
+        weights_bytes=_host_weights(header, own, is_output_here) + _repacked(header, sizing, placement),
         kv_cache_bytes=sum(caches[il] for il in own),
         compute_bytes=_host_compute(header, sizing, placement, bool(own), is_output_here),
         prompt_cache_bytes=sizing.prompt_cache_bytes,
@@ -134,19 +134,24 @@ def estimate(header: ModelHeader, sizing: Sizing, placement: Placement) -> Need:
 
 
 def need_of(
-    spec: WorkerSpec, facts: ModelFacts, prompt_cache_bytes: int, placement: Placement, peak: Peak | None
+    spec: WorkerSpec,
+    facts: ModelFacts,
+    prompt_cache_bytes: int,
+    placement: Placement,
+    peak: Peak | None,
+    processor: str = repacking.X86_64,
 ) -> Need:
     """What a worker for *spec* takes, whatever its engine; a *peak* of the same settings replaces a lower figure.
 
     A command's memory on its devices is not told by a stated ``max_memory_bytes``, which is of host memory.
     """
     if spec.engine == "llama-cpp" and facts.header is not None:
-        return _raised(estimate(facts.header, sizing_of(spec, prompt_cache_bytes), placement), peak)
+        sizing = sizing_of(spec, facts.header, prompt_cache_bytes, placement, processor)
+        return _raised(estimate(facts.header, sizing, placement), peak)
     if spec.engine == "synthetic":
         return _raised(_synthetic(engine_args.parse(spec.engine, spec.engine_args), placement), peak)
     if spec.engine == "llama-cpp":
-        cache = llama_cpp.prompt_cache_mib(prompt_cache_bytes) * MIB
-        return _raised(_by_file_size(facts.file_bytes, cache, placement), peak)
+        return _raised(_without_header(facts.file_bytes, prompt_cache_bytes, placement), peak)
     return _of_command(spec, facts, placement, peak)
 
 
@@ -177,18 +182,18 @@ def _places(layers: int, sizing: Sizing, placement: Placement) -> list[int | Non
     return [*[None] * (count - away), *placed]
 
 
-def _host_weights(header: ModelHeader, sizing: Sizing, own: Sequence[int], is_output_here: bool) -> int:
-    """The token embeddings always stay; a tied output is the embeddings again, which need no second copy here."""
-    matrices = sum(header.layer_bytes[il] for il in own) + (header.output_bytes if is_output_here else 0)
-    copied = matrices * _repacked_share(header) if sizing.is_mapped else 0
-    return header.input_bytes + matrices + math.ceil(copied)
+def _host_weights(header: ModelHeader, own: Sequence[int], is_output_here: bool) -> int:
+    """The token embeddings always stay; a tied output is the embeddings again."""
+    output = header.output_bytes if is_output_here else 0
+    return header.input_bytes + sum(header.layer_bytes[il] for il in own) + output
 
 
-def _repacked_share(header: ModelHeader) -> Fraction:
-    if not header.type_bytes:
-        return Fraction(header.quantization in _REPACKED)
-    repacked = sum(size for kind, size in header.type_bytes if kind in _REPACKED)
-    return Fraction(repacked, max(1, sum(size for _, size in header.type_bytes)))
+def _repacked(header: ModelHeader, sizing: Sizing, placement: Placement) -> int:
+    """Weights that are in host memory a second time."""
+    if placement.devices:
+        return 0
+    mapped = repacking.repacked_bytes(header, sizing.processor) if sizing.is_mapped else 0
+    return mapped + repacking.tied_copy_bytes(header, sizing.processor)
 
 
 def _copied_output(header: ModelHeader) -> int:
@@ -213,7 +218,11 @@ def _outputs(sizing: Sizing) -> int:
 def _host_overhead(header: ModelHeader, sizing: Sizing, placement: Placement) -> int:
     cells = sizing.slots * (_cells(sizing) + (_window(header, sizing) if any(header.windowed) else 0))
     noted = cells * _CELL_BYTES + header.vocabulary * _TOKEN_BYTES + _checkpoints(header, sizing)
-    return _PROCESSES_BYTES + noted + (_DRIVER_BYTES if placement.devices else 0)
+    return _process_bytes(placement) + noted
+
+
+def _process_bytes(placement: Placement) -> int:
+    return _PROCESSES_BYTES + (_DRIVER_BYTES if placement.devices else 0)
 
 
 def _cells(sizing: Sizing) -> int:
@@ -305,16 +314,27 @@ def _synthetic(args: Mapping[str, Value], placement: Placement) -> Need:
     return Need(Parts(weights_bytes=held, overhead_bytes=_SYNTHETIC_BYTES), vram, Source.STATED)
 
 
-def _by_file_size(file_bytes: int, prompt_cache_bytes: int, placement: Placement) -> Need:
+def _without_header(file_bytes: int, prompt_cache_bytes: int, placement: Placement) -> Need:
+    """llama.cpp with a model of which only the size is known: that, and what its processes take with any model."""
+    need = _by_file_size(file_bytes, placement)
+    ram = replace(
+        need.ram,
+        prompt_cache_bytes=llama_cpp.prompt_cache_mib(prompt_cache_bytes) * MIB,
+        overhead_bytes=_process_bytes(placement),
+    )
+    return replace(need, ram=ram, vram=tuple(replace(parts, overhead_bytes=_DEVICE_BYTES) for parts in need.vram))
+
+
+def _by_file_size(file_bytes: int, placement: Placement) -> Need:
     """A fifth more than the file, in host memory and, by the split, on devices: nobody knows what goes where."""
     size = -(-file_bytes * 6 // 5)
     vram = tuple(Parts(weights_bytes=part) for part in _divided(size, placement))
-    return Need(Parts(weights_bytes=size, prompt_cache_bytes=prompt_cache_bytes), vram, Source.FILE_SIZE)
+    return Need(Parts(weights_bytes=size), vram, Source.FILE_SIZE)
 
 
 def _of_command(spec: WorkerSpec, facts: ModelFacts, placement: Placement, peak: Peak | None) -> Need:
     """Stated, else measured, else by the file's size: nothing else is known of a foreign engine."""
-    by_file = _by_file_size(facts.file_bytes, 0, placement)
+    by_file = _by_file_size(facts.file_bytes, placement)
     vram = by_file.vram
     if peak is not None and len(peak.vram_bytes) == len(vram):
         vram = tuple(

@@ -9,7 +9,7 @@ from typing import Final
 import anyio
 import structlog
 
-from rbee.core import admission, backends, model_ref, sizing
+from rbee.core import admission, backends, model_ref, repacking, sizing
 from rbee.core.admission import Demand, Limits, Resource, Verdict
 from rbee.core.backends import Choice
 from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
@@ -59,6 +59,7 @@ class AdmissionOptions:
     limits: Limits
     prompt_cache_bytes: int
     engines: Mapping[str, EngineOptions]
+    processor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,8 @@ class Admissions:
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
         peak = self._peaks.get(self._peak_key(spec.engine, asked, placement))
-        return sizing.need_of(asked, facts, self._options.prompt_cache_bytes, placement, peak)
+        options = self._options
+        return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
     def _peak_key(self, engine: str, spec: WorkerSpec, placement: Placement) -> str:
         """*engine*: the name that it has in the settings, *spec* with its kind instead."""
@@ -179,6 +181,11 @@ class Admissions:
         if self._kind(spec) != LLAMA_CPP or spec.backend == "cpu":
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
+
+    async def added_args(self, spec: WorkerSpec, placement: Placement) -> tuple[str, ...]:
+        """What its engine is told beside what was asked for. Raises ModelNotFound or NotAModelFile."""
+        header = (await self.facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
+        return repacking.added_args(header, spec.engine_args, placement, self._options.processor) if header else ()
 
     # What there is.
 
@@ -278,7 +285,7 @@ class Admissions:
         vram = tuple(seen.get(device, 0) for device in placement.devices)
         before = known.vram_bytes or (0,) * len(vram)
         peak = Peak(
-            max(known.ram_bytes, min(limit, footprint.peak_rss_bytes)),
+            max(known.ram_bytes, min(limit, _ram_taken(placement, footprint))),
             tuple(max(pair) for pair in zip(before, vram, strict=False)),
         )
         if _exceeds(peak, known):
@@ -337,6 +344,14 @@ def _is_in_motion(record: Record) -> bool:
     if worker.spec.external:
         return False
     return worker.state in _IN_MOTION or (worker.ready_since is not None and record.measured_at < worker.ready_since)
+
+
+def _ram_taken(placement: Placement, footprint: Footprint) -> int:
+    """The most that was resident; beside devices what is now, since a model on its way there passes through the map of
+    its file, all of it pages that the kernel can drop."""
+    if placement.devices:
+        return footprint.private_bytes + footprint.locked_bytes
+    return footprint.peak_rss_bytes
 
 
 def _claim_as_measured(footprint: Footprint | None) -> Claim | None:

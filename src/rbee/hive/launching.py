@@ -1,22 +1,18 @@
 """What one incarnation is started with: port, keys, limits; and whether a stored one answers to its key."""
 
-from collections.abc import Callable
-
 import anyio
 
 from rbee.core import auth, model_ref
-from rbee.core.claims import Placement
 from rbee.core.errors import NoPortLeft
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec
+from rbee.hive.admissions import Admissions
 from rbee.hive.options import Adapters, PoolOptions
 from rbee.hive.registry import Record, Registry
 
 
 class Launching:
-    """*uuids* names the devices of a placement."""
-
     def __init__(
         self,
         options: PoolOptions,
@@ -24,14 +20,14 @@ class Launching:
         registry: Registry,
         routes: RouteTable,
         policy: auth.AuthPolicy,
-        uuids: Callable[[Placement], tuple[str, ...]],
+        admissions: Admissions,
     ) -> None:
         self._options = options
         self._adapters = adapters
         self._registry = registry
         self._routes = routes
         self._policy = policy
-        self._uuids = uuids
+        self._admissions = admissions
 
     async def launch(self, record: Record) -> Launch:
         """All that a node needs to start a worker. Raises RequestError where its model, or a port, is not to be had."""
@@ -55,8 +51,9 @@ class Launching:
             prompt_cache_bytes=options.prompt_cache_bytes,
             engine=options.engines.get(spec.engine, EngineOptions()),
             placement=record.placement,
-            device_uuids=self._uuids(record.placement),
+            device_uuids=self._admissions.uuids(record.placement),
             memory_limit_bytes=self._hard_limit(spec),
+            added_engine_args=await self._admissions.added_args(spec, record.placement),
         )
 
     def _hard_limit(self, spec: WorkerSpec) -> int | None:

@@ -10,7 +10,7 @@ from rbee.hive.ports import Library, Machine, Node, Peaks, Probe, Sizer, Store
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """The settings that the pool needs. Times in seconds, sizes in bytes."""
+    """The settings that the pool needs. Times in seconds, sizes in bytes. *processor*: as ``uname -m`` names it."""
 
     callback_url: str
     ports: range
@@ -23,6 +23,7 @@ class PoolOptions:
     prompt_cache_bytes: int
     engines: dict[str, EngineOptions]
     limits: Limits
+    processor: str
     hard_memory_limit: bool = False
     health_timeout: float = 5.0
     leaves_workers: bool = False

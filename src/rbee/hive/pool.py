@@ -69,12 +69,12 @@ class Pool:
         self.circuits = Circuits(options.restart, utc_now, lambda: random.uniform(-1.0, 1.0))
         self.journal = Journal()
         self.admissions = Admissions(
-            AdmissionOptions(options.limits, options.prompt_cache_bytes, options.engines),
+            AdmissionOptions(options.limits, options.prompt_cache_bytes, options.engines, options.processor),
             Sources(adapters.machine, adapters.sizer, adapters.peaks, adapters.library, adapters.node),
             registry,
             routes,
         )
-        self._launching = Launching(options, adapters, registry, routes, policy, self.admissions.uuids)
+        self._launching = Launching(options, adapters, registry, routes, policy, self.admissions)
         self.engine_key = self._launching.engine_key
         self._patience = Patience(options.drain_timeout, options.term_grace, options.stale_after)
         self._closing = Closing(self._supervisors, self._patience, leaves_workers=options.leaves_workers)

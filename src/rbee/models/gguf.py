@@ -50,6 +50,7 @@ class Tensors:
     count: int = 0
     input_bytes: int = 0
     embedding_bytes: int = 0
+    embedding_type: str = ""
     output_bytes: int = 0
     has_output: bool = False
     vocabulary: int = 0
@@ -304,6 +305,7 @@ def _count(tensors: Tensors, name: str, shape: tuple[int, ...], type_name: str, 
         tensors.input_bytes += size
         if name == "token_embd.weight":
             tensors.embedding_bytes = size
+            tensors.embedding_type = type_name
             tensors.vocabulary = shape[-1] if shape else 0
     else:
         tensors.output_bytes += size

@@ -130,6 +130,7 @@ def header_of(keys: dict[str, Value], tokens: int, tensors: Tensors) -> ModelHea
         output_bytes=tensors.output_bytes + beyond,
         is_tied=not tensors.has_output,
         tied_bytes=0 if tensors.has_output else tensors.embedding_bytes,
+        tied_type="" if tensors.has_output else tensors.embedding_type,
         sliding_window=window,
         windowed=windowed,
         state_bytes=tuple(state if is_one else 0 for is_one in recurrent),

@@ -284,7 +284,8 @@ def command(launch: Launch, exit_file: Path) -> list[str]:
     for flag, value in options.items():
         if value != "":
             argv += [flag, str(value)]
-    return [*argv, "--", *spec.engine_args] if spec.engine_args else argv
+    engine_args = (*spec.engine_args, *launch.added_engine_args)
+    return [*argv, "--", *engine_args] if engine_args else argv
 
 
 def environment(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:

@@ -245,6 +245,13 @@ def test_a_worker_is_told_where_it_was_placed(tmp_path):
     assert environment(launch, {"CUDA_VISIBLE_DEVICES": "0,1,2"})["CUDA_VISIBLE_DEVICES"] == "GPU-c,GPU-a"
 
 
+def test_an_engine_is_told_what_was_asked_for_and_what_the_hive_added(tmp_path):
+    argv = command(replace(LAUNCH, added_engine_args=("--no-mmap",)), tmp_path / "exit.json")
+    assert argv[-4:] == ["--", "--load-seconds", "5", "--no-mmap"]
+    unasked = replace(LAUNCH, spec=replace(SPEC, engine_args=()), added_engine_args=("--no-mmap",))
+    assert command(unasked, tmp_path / "exit.json")[-2:] == ["--", "--no-mmap"]
+
+
 def test_a_worker_of_the_processor_sees_no_gpu(tmp_path):
     argv = command(LAUNCH, tmp_path / "exit.json")
     assert argv[argv.index("--backend") + 1] == "cpu"

@@ -111,17 +111,37 @@ def test_a_tied_output_takes_nothing_more_in_host_memory():
 @pytest.mark.parametrize(
     ("changes", "weights"),
     [
-        ({"quantization": "Q4_0"}, 400),
-        ({"quantization": "Q8_0"}, 250),
-        ({"quantization": "Q8_0", "type_bytes": (("Q4_K", 30), ("Q6_K", 120))}, 280),
+        ({"type_bytes": (("Q4_K", 24 * MIB), ("Q6_K", 126 * MIB))}, 274),
+        ({"type_bytes": (("Q4_K", 25 * MIB), ("Q6_K", 125 * MIB))}, 250),
+        ({"type_bytes": (("Q4_0", 150 * MIB),)}, 250),
+        ({"type_bytes": (("Q8_0", 150 * MIB),)}, 250),
     ],
 )
-def test_what_the_processor_copies_into_another_order_counts_twice(changes, weights):
+def test_what_the_processor_copies_counts_twice_where_it_is_too_little_to_read_the_model_for(changes, weights):
     assert need(header=replace(HEADER, **changes)).ram.weights_bytes == weights * MIB
 
 
-def test_without_a_mapped_file_there_is_no_second_copy():
-    assert need("--no-mmap", header=replace(HEADER, quantization="Q4_0")).ram.weights_bytes == 250 * MIB
+def test_a_model_that_shall_be_mapped_is_in_memory_twice_where_it_is_repacked():
+    header = replace(HEADER, type_bytes=(("Q4_0", 140 * MIB), ("F32", 10 * MIB)))
+    assert need("--mmap", header=header).ram.weights_bytes == 390 * MIB
+
+
+def test_nothing_is_repacked_beside_a_device():
+    header = replace(HEADER, type_bytes=(("Q4_0", 150 * MIB),))
+    found = need("--n-gpu-layers", "3", header=header, placement=ONE)
+    assert found.ram.weights_bytes == (100 + 5 * 10) * MIB
+
+
+@pytest.mark.parametrize("args", [(), ("--no-mmap",), ("--mmap",)])
+def test_a_tied_output_that_is_repacked_is_a_copy_however_the_model_is_loaded(args):
+    tied = replace(HEADER, output_bytes=0, is_tied=True, tied_bytes=90 * MIB, tied_type="Q4_0")
+    assert need(*args, header=tied).ram.weights_bytes == (170 + 90) * MIB
+
+
+def test_another_processor_repacks_more():
+    header = replace(HEADER, type_bytes=(("Q6_K", 20 * MIB), ("F16", 130 * MIB)))
+    found = need_of(SPEC, ModelFacts(1, header), 0, CPU, None, "aarch64")
+    assert found.ram.weights_bytes == 270 * MIB
 
 
 def test_on_one_device_all_but_the_embeddings_leaves_host_memory():
@@ -195,13 +215,21 @@ def test_the_prompt_cache_is_counted_as_it_is_granted():
 
 def test_settings_are_read_from_the_engines_arguments():
     args = ("--cache-type-k=q8_0", "--flash-attn", "off", "--n-gpu-layers", "3", "--no-mmap", "--reranking")
-    found = sizing_of(replace(SPEC, engine_args=args), 0)
+    found = sizing_of(replace(SPEC, engine_args=args), HEADER, 0, CPU, "x86_64")
     assert found == Sizing(1024, 2, "q8_0", "f16", False, 1024, 0, 3, all_outputs=True, is_mapped=False)
 
 
 def test_a_model_without_a_usable_header_takes_a_fifth_more_than_its_file():
     found = need(header=None, prompt_cache=5 * MIB)
-    assert (found.ram.total_bytes, found.source) == (485 * MIB, Source.FILE_SIZE)
+    assert (found.ram.weights_bytes, found.ram.prompt_cache_bytes) == (480 * MIB, 5 * MIB)
+    assert found.source is Source.FILE_SIZE
+
+
+def test_processes_take_the_same_of_a_model_without_a_usable_header():
+    header = replace(HEADER, vocabulary=0, sliding_window=0)
+    known, unknown = (need(header=found, placement=ONE) for found in (header, None))
+    assert 0 <= known.ram.overhead_bytes - unknown.ram.overhead_bytes < MIB
+    assert known.vram[0].overhead_bytes == unknown.vram[0].overhead_bytes
 
 
 def test_a_command_takes_what_was_stated():

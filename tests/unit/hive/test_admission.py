@@ -9,7 +9,8 @@ import pytest
 from rbee.core import auth
 from rbee.core.claims import Peak, Placement
 from rbee.core.errors import DoesNotFit, InvalidField, ModelNotFound
-from rbee.core.launch import Footprint, ProcessIdentity, StoredWorker
+from rbee.core.launch import EngineOptions, Footprint, ProcessIdentity, StoredWorker
+from rbee.core.model_header import ModelFacts, ModelHeader
 from rbee.core.resources import DeviceReading, EngineBuild, MemoryReading
 from rbee.core.worker import Restart, WorkerSpec, WorkerState
 from rbee.hive.restarts import REFUSED_DELAY
@@ -344,6 +345,63 @@ async def test_a_peak_that_hardly_grows_is_not_written_again():
             record.footprint = Footprint(peak_rss_bytes=3 * GIB + grown)
             await hive.pool.admissions.note_measured()
         assert list(hive.peaks.saved.values()) == [Peak(3 * GIB)]
+
+
+async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_peak_of_memory():
+    hive = FakeHive()
+    hive.machine.devices = (gpu(0, 20),)
+    async with running(hive):
+        record = await ready_worker(hive, on_gpu(4))
+        record.footprint = Footprint(1 * GIB, 300 * MIB, locked_bytes=50 * MIB, peak_rss_bytes=5 * GIB)
+        await hive.pool.admissions.note_measured()
+        assert [peak.ram_bytes for peak in hive.peaks.saved.values()] == [350 * MIB]
+
+
+# How a model is loaded.
+
+
+def repacked(hive):
+    """A model whose weights the processor copies."""
+    header = ModelHeader(
+        architecture="llama",
+        embedding_length=64,
+        feed_forward_length=256,
+        vocabulary=100,
+        context_length=512,
+        heads=(4,),
+        kv_heads=(4,),
+        key_length=16,
+        value_length=16,
+        input_bytes=0,
+        layer_bytes=(GIB,),
+        output_bytes=0,
+        is_tied=True,
+        type_bytes=(("Q4_0", GIB),),
+    )
+    path = "/models/repacked.gguf"
+    hive.sizer.known[path] = ModelFacts(GIB, header)
+    return WorkerSpec("", f"file:{path}", ctx_size=512, slots=1)
+
+
+@pytest.mark.parametrize(("asked", "added", "gib"), [((), ("--no-mmap",), 1), (("--mmap",), (), 2)])
+async def test_a_model_is_loaded_as_it_was_counted(asked, added, gib):
+    hive = FakeHive()
+    spec = replace(repacked(hive), engine_args=asked)
+    async with running(hive):
+        record = await hive.pool.spawn(spec)
+        await settled()
+        launch = hive.node.launches[-1]
+        assert (launch.added_engine_args, launch.spec.engine_args) == (added, asked)
+        assert record.claim.need.ram.weights_bytes == gib * GIB
+
+
+async def test_another_engine_is_told_nothing_of_how_to_load_a_model():
+    hive = FakeHive()
+    hive.options.engines["vllm"] = EngineOptions(("vllm", "serve", "{model}"))
+    async with running(hive):
+        await hive.pool.spawn(replace(repacked(hive), engine="vllm"))
+        await settled()
+        assert hive.node.launches[-1].added_engine_args == ()
 
 
 # Devices.

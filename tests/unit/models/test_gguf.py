@@ -42,13 +42,13 @@ def test_bytes_go_to_input_layers_and_output_by_the_names_of_tensors(path):
     assert found.input_bytes == 3 * 128
     assert found.layer_bytes == (128, 256)
     assert found.output_bytes == 4 * 128
-    assert (found.vocabulary, found.is_tied, found.tied_bytes) == (3, False, 0)
+    assert (found.vocabulary, found.is_tied, found.tied_bytes, found.tied_type) == (3, False, 0, "")
 
 
 def test_embeddings_that_serve_as_output_are_told(path):
     found = read_facts(str(Model(others=("token_embd.weight", "per_layer_token_embd.weight")).write(path))).header
     assert found is not None
-    assert (found.is_tied, found.tied_bytes, found.input_bytes) == (True, 128, 256)
+    assert (found.is_tied, found.tied_bytes, found.tied_type, found.input_bytes) == (True, 128, "F32", 256)
 
 
 @pytest.mark.parametrize("kind", TYPES)

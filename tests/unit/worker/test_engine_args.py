@@ -13,6 +13,7 @@ GOOD = {
         "--reranking",
         "--reranking --pooling rank",
         "--no-mmap --mlock",
+        "--mmap --mlock",
         "--cache-type-v q8_0 --flash-attn auto",
     ],
     "synthetic": [
@@ -54,6 +55,7 @@ def test_values_come_back_in_their_types() -> None:
         ("llama-cpp", ["--cache-type-k", "q3"], "--cache-type-k must be one of f32"),
         ("llama-cpp", ["--cache-type-v", "q8_0", "--flash-attn", "off"], "needs --flash-attn"),
         ("llama-cpp", ["--reranking", "--pooling", "mean"], "--pooling rank"),
+        ("llama-cpp", ["--no-mmap", "--mmap"], "Only one of --mmap and --no-mmap"),
         ("llama-cpp", ["--chat-template", "chatml"], "a Jinja template"),
         ("llama-cpp", ["--chat-template", "{{ x }}" + "y" * MAX_TEXT], "a Jinja template"),
         ("synthetic", ["--tokens-per-second", "0"], "a number above 0"),
