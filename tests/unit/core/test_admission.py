@@ -378,6 +378,26 @@ def test_workers_on_several_devices_are_named_where_no_device_alone_is_enough():
     assert "It would fit once the idle workers w-0 and w-1 are stopped." in verdict.message
 
 
+@pytest.mark.parametrize(("layers", "whole", "per_token"), [(20, 100, MIB // 64), (80, 150, 0), (80, 30, MIB // 64)])
+def test_a_refusal_beside_many_idle_workers_asks_for_few_sizes(layers, whole, per_token):
+    """Each is a whole estimate, and everybody waits for it."""
+    gpus = tuple(DeviceReading("cuda", i, "A100", 80 * GIB, 2 * GIB) for i in range(8))
+    held = [
+        holding(f"w-{i:02}", vram={i * 7 % 8: 2 * GIB}, vram_bytes={i * 7 % 8: 2 * GIB}, is_idle=True)
+        for i in range(100)
+    ]
+    size, asked = on_devices(whole * GIB, layers=layers, overhead=GIB, per_token=per_token), []
+
+    def counted(placement, ctx_size):
+        asked.append(placement)
+        return size(placement, ctx_size)
+
+    demand = replace(for_gpu(counted, gpus), ctx_size=2**20)
+    verdict = decide(demand, replace(MACHINE, devices=gpus), held, LIMITS)
+    assert [advice for advice in verdict.advice if advice.stop]
+    assert len(asked) < 100
+
+
 def test_the_details_are_json_with_every_number():
     held = [holding(f"w-{i:02}", 100 * MIB, vram={1: 100 * MIB}) for i in range(25)]
     size = on_devices(30 * GIB)
