@@ -1,5 +1,6 @@
 """rbee-hive: the composition root, the only module that builds adapters and wires everything."""
 
+import math
 import platform
 import signal
 import socket
@@ -56,6 +57,8 @@ LOG_CUT_INTERVAL: Final = 30.0
 """Seconds between two looks at the size of the workers' logs."""
 MACHINE_INTERVAL: Final = 5.0
 """Seconds between two looks at memory and disk."""
+START_PATIENCE: Final = 0.5
+"""Seconds that the start waits for the drivers of GPUs; one that is slow to begin is read a little later."""
 CONTROL_CLOSE_TIMEOUT: Final = 2
 """Whole seconds that open control requests (a followed log) get at the end."""
 GATEWAY_CLOSE_TIMEOUT: Final = 2.0
@@ -221,15 +224,15 @@ class Daemon:
 
     async def _read_machine(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep a reading at hand: a scrape must not wait for a disk that does not answer."""
-        await self._look_at_machine()
+        await self._look_at_machine(START_PATIENCE)
         task_status.started()
         while True:
             await anyio.sleep(MACHINE_INTERVAL)
             await self._look_at_machine()
 
-    async def _look_at_machine(self) -> None:
+    async def _look_at_machine(self, device_patience: float = math.inf) -> None:
         try:
-            self._reading = await self._machine.look()
+            self._reading = await self._machine.look(device_patience=device_patience)
             self._machine_is_hidden = False
         except OSError as error:
             # No descriptor left: the last reading is better than no hive.

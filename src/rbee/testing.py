@@ -244,7 +244,8 @@ GIB = 2**30
 
 @dataclass(eq=False)
 class FakeMachine:
-    """Has as much as a test says. ``looks``: how often it was looked at; ``fail``: the next looks raise it."""
+    """Has as much as a test says. ``looks``: how often it was looked at; ``fail``: the next looks raise it;
+    ``asked``: the interpreters whose engine was asked for."""
 
     memory: MemoryReading = field(default_factory=lambda: MemoryReading(64 * GIB, 60 * GIB))
     disk: DiskReading = field(default_factory=lambda: DiskReading("/models", 1000 * GIB, 500 * GIB))
@@ -252,6 +253,7 @@ class FakeMachine:
     builds: dict[str, EngineBuild] = field(default_factory=dict)
     looks: int = 0
     fail: OSError | None = None
+    asked: list[str] = field(default_factory=list)
 
     async def look(self, max_age: float = 2.0) -> MachineReading:
         await anyio.lowlevel.checkpoint()
@@ -262,6 +264,7 @@ class FakeMachine:
 
     async def build_of(self, python: str) -> EngineBuild:
         await anyio.lowlevel.checkpoint()
+        self.asked.append(python)
         return self.builds.get(python, EngineBuild())
 
 

@@ -27,7 +27,10 @@ _CAUSE_WINDOW = 5.0
 
 @dataclass(frozen=True)
 class View:
-    """One look at everything, while no request is under way."""
+    """One look at everything, while no request is under way.
+
+    ``claims``: bytes of host memory by worker id; ``reserved``: what of all of them is not taken yet.
+    """
 
     hive_pid: int
     runner_pid: int
@@ -45,6 +48,8 @@ class View:
     first_descriptors: int
     first_threads: int
     told_states: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, int] = field(default_factory=dict)
+    reserved: int = 0
 
 
 def every_process_belongs_to_a_listed_worker(view: View) -> Iterator[str]:
@@ -132,6 +137,17 @@ def the_event_stream_tells_the_listed_states(view: View) -> Iterator[str]:
             yield f"{worker_id} is not listed, the event stream says {told}"
 
 
+def every_worker_of_the_hive_has_a_claim_and_nobody_else(view: View) -> Iterator[str]:
+    for worker_id, worker in view.workers.items():
+        if worker["state"] in WITH_PROCESS | {"backoff"} and not worker["external"] and not view.claims.get(worker_id):
+            yield f"{worker_id} is {worker['state']}, but has no claim"
+    for worker_id, claimed in view.claims.items():
+        if worker_id not in view.workers:
+            yield f"{worker_id} is not listed, but has a claim to {claimed} bytes"
+    if view.reserved and not view.workers:
+        yield f"{view.reserved} bytes are reserved, but no worker is listed"
+
+
 Standing = Callable[[View], Iterator[str]]
 STANDING: tuple[Standing, ...] = (
     every_resident_serves,
@@ -145,6 +161,7 @@ STANDING: tuple[Standing, ...] = (
     no_event_was_illegal,
     the_hive_does_not_grow,
     the_event_stream_tells_the_listed_states,
+    every_worker_of_the_hive_has_a_claim_and_nobody_else,
 )
 
 

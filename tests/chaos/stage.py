@@ -18,6 +18,7 @@ from tests.chaos.clients import Traffic
 from tests.chaos.invariants import Judgement, View
 from tests.chaos.story import Story
 from tests.chaos.wall_clock import WallClock
+from tests.gguf_files import Model
 from tests.hives import Hive, wait_for
 
 HEARTBEAT, STALE_AFTER, LOAD_TIMEOUT, HANG_TIMEOUT, OPEN_FOR, STABLE_AFTER = 0.5, 2.0, 2.0, 2.0, 1.0, 2.0
@@ -183,7 +184,8 @@ class Stage:
     def odd_model(self, **habits: Any) -> str:
         """The reference of a model that the odd engine runs, with these habits."""
         path = self.models / f"{self.new_name()}.gguf"
-        path.write_bytes(b"GGUF" + bytes(60))
+        # The odd engine does not read it, but the hive does.
+        Model().write(path)
         self.mend(f"file:{path}", **habits)
         return f"file:{path}"
 
@@ -296,6 +298,7 @@ class Stage:
 
     def look(self) -> View:
         workers = {worker["worker_id"]: worker for worker in self.listed()}
+        resources = self.hive.get("/v1/resources").json
         return View(
             hive_pid=self.hive_pid,
             runner_pid=os.getpid(),
@@ -313,6 +316,8 @@ class Stage:
             first_descriptors=self._first_size[0],
             first_threads=self._first_size[1],
             told_states=self.story.told_states(),
+            claims={one["worker_id"]: one["claimed"]["ram_bytes"] for one in resources.get("workers", [])},
+            reserved=resources.get("memory", {}).get("reserved_bytes", 0),
         )
 
     def settle(self) -> Settled:

@@ -46,6 +46,8 @@ FINE = View(
     first_descriptors=20,
     first_threads=4,
     told_states={"w-1": "ready", "w-0": "gone"},
+    claims={"w-1": 2**20},
+    reserved=2**19,
 )
 DISK = "disk full for logs and database"
 NOBODY = 2**22 + 1
@@ -78,10 +80,22 @@ def test_a_view_in_which_all_is_well_breaks_nothing():
         (replace(FINE, threads=200), "the_hive_does_not_grow"),
         (replace(FINE, told_states={"w-1": "draining"}), "the_event_stream_tells_the_listed_states"),
         (replace(FINE, told_states={"w-0": "ready"}), "the_event_stream_tells_the_listed_states"),
+        (replace(FINE, claims={}), "every_worker_of_the_hive_has_a_claim_and_nobody_else"),
+        (replace(FINE, claims={**FINE.claims, "w-0": 1}), "every_worker_of_the_hive_has_a_claim_and_nobody_else"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_invariant(view, invariant):
     assert [line.partition(":")[0] for line in broken(view)] == [invariant]
+
+
+def test_what_is_reserved_for_nobody_is_named():
+    empty = replace(
+        FINE, workers={}, residents=(), processes={}, listeners={}, folders=set(), rows={}, told_states={}, claims={}
+    )
+    assert [line.partition(":")[0] for line in broken(empty)] == [
+        "every_worker_of_the_hive_has_a_claim_and_nobody_else"
+    ]
+    assert broken(replace(empty, reserved=0)) == []
 
 
 def test_a_process_of_a_worker_that_has_none_is_named():

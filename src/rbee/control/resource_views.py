@@ -15,8 +15,8 @@ from rbee.control.admission_schemas import (
 )
 from rbee.core.admission import Limits
 from rbee.core.claims import Holding
-from rbee.core.ledger import STATE_RESERVE_BYTES, Account, ram_account, vram_accounts
-from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading
+from rbee.core.ledger import Account, ram_account, vram_accounts
+from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading, state_reserve
 from rbee.hive.admissions import Survey
 from rbee.hive.registry import Registry
 
@@ -35,7 +35,7 @@ def resources_view(
         devices=[_device(one, accounts[one.backend, one.index], survey.holdings, limits) for one in devices],
         disks=DisksResource(
             models=_disk(machine.models_disk, limits.min_free_disk),
-            state=_disk(machine.state_disk, limits.log_bytes + STATE_RESERVE_BYTES),
+            state=_disk(machine.state_disk, limits.log_bytes + state_reserve(machine.state_disk)),
         ),
         workers=[_worker(holding, registry, ram, accounts) for holding in survey.holdings],
         engines=[

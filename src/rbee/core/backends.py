@@ -61,12 +61,14 @@ def offered(build: EngineBuild | None, machine: MachineReading) -> Mapping[str, 
     """The devices by backend that both the driver and the engine's build have.
 
     A device that both report is read by the driver, which knows what is free now. What the build reports alone is what
-    its driver told it then: for ROCm, Vulkan and Metal, and for CUDA where there is no NVML (as on some boards).
+    its driver told it then: for ROCm, Vulkan and Metal, and for CUDA where there is no NVML (as on some boards). It
+    counts for nothing once that driver fails.
     """
     read = {backend: _of(backend, machine.devices) for backend in _PREFERRED}
     if build is None:
         return {backend: devices for backend, devices in read.items() if devices}
-    return {b: read[b] or _of(b, build.devices) for b in _PREFERRED if b in build.backends}
+    told = {b: () if b in machine.failing else _of(b, build.devices) for b in _PREFERRED}
+    return {b: read[b] or told[b] for b in _PREFERRED if b in build.backends and (read[b] or told[b])}
 
 
 def _of(backend: str, devices: tuple[DeviceReading, ...]) -> tuple[DeviceReading, ...]:
@@ -83,8 +85,12 @@ def _of_auto(
     if engine == "synthetic" and device is None:
         return "cpu"  # It computes nothing, so a device is only ever pretended.
     found = next((backend for backend in _PREFERRED if backend in there), None)
-    if found is None and machine.devices:
-        raise _missing(machine.devices[0].backend, engine, build, machine, there)
+    if found is None:
+        may_have = () if build is None else machine.failing if build.problem else machine.failing & build.backends
+        lost = [backend for backend in _PREFERRED if backend in may_have]
+        lacking = [*lost, *(device.backend for device in machine.devices)]
+        if lacking:
+            raise _missing(lacking[0], engine, build, machine, there)
     return found or "cpu"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from rbee.core.ledger import STATE_RESERVE_BYTES, Account, Ledger
-from rbee.core.resources import DeviceReading
+from rbee.core.ledger import Account, Ledger
+from rbee.core.resources import DeviceReading, state_reserve
 from rbee.core.sizes import size_text
 from rbee.core.verdicts import MAX_HOLDERS, Check, Demand, Limits, Resource
 
@@ -43,7 +43,7 @@ def no_device_check(backend: str) -> Check:
 def state_disk_check(ledger: Ledger, limits: Limits) -> Check:
     """Room for one log; no setting is in the way there, only files are."""
     disk = ledger.machine.state_disk
-    asked = _asked(Resource.DISK, Account(disk.free_bytes), limits.log_bytes, STATE_RESERVE_BYTES)
+    asked = _asked(Resource.DISK, Account(disk.free_bytes), limits.log_bytes, state_reserve(disk))
     return _judged(replace(asked, where=disk.path), f"Disk of {disk.path}, for a log", "")
 
 

@@ -2,14 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from rbee.core.claims import Holding
-from rbee.core.resources import DeviceReading, MachineReading
+from rbee.core.resources import DeviceReading, MachineReading, state_reserve
 from rbee.core.verdicts import MAX_HOLDERS, Demand, Limits, Share
-
-STATE_RESERVE_BYTES: Final = 64 * 2**20
-"""What must stay free for the database beside a new log: its pages, its journal and a copy set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ class Ledger:
         return limits.max_worker_memory, "limits.max_worker_memory"
 
     def state_disk_fits(self, limits: Limits) -> bool:
-        return self.machine.state_disk.free_bytes - limits.log_bytes >= STATE_RESERVE_BYTES
+        return self.machine.state_disk.free_bytes - limits.log_bytes >= state_reserve(self.machine.state_disk)
 
     def models_disk_fits(self, demand: Demand, limits: Limits) -> bool:
         if demand.download_bytes == 0:

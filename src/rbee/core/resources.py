@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,32 @@ class DiskReading:
     free_bytes: int
 
 
+STATE_RESERVE_BYTES: Final = 64 * 2**20
+"""What has to stay free beside the hive's state, for its database, exit files and the logs of those that run."""
+
+SMALL_DISK_SHARE: Final = 8
+"""On a disk that is small itself: one part in so many."""
+
+
+def state_reserve(disk: DiskReading) -> int:
+    """Bytes that are to stay free on the disk of the hive's state."""
+    return min(STATE_RESERVE_BYTES, disk.total_bytes // SMALL_DISK_SHARE)
+
+
 @dataclass(frozen=True, slots=True)
 class MachineReading:
-    """One look at all of it. ``devices``: those that a driver reports, whatever engine could use them."""
+    """One look at all of it. ``devices``: those that a driver reports, whatever engine could use them.
+
+    ``failing``: backends whose driver is here and does not work, or has lost a device. What an engine's build
+    remembers of their devices is no longer true.
+    """
 
     at: float
     memory: MemoryReading
     models_disk: DiskReading
     state_disk: DiskReading
     devices: tuple[DeviceReading, ...] = ()
+    failing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

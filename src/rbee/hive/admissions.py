@@ -47,6 +47,14 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What is learnt of a model before its worker is admitted: *build* of its engine, None where it cannot be asked."""
+
+    facts: ModelFacts
+    build: EngineBuild | None
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionOptions:
     limits: Limits
     prompt_cache_bytes: int
@@ -98,47 +106,40 @@ class Admissions:
             log.warning("spawn_refused", reason=check.reason)
             raise DoesNotFit(check.reason, **admission.floor_details(check))
 
-    async def facts(self, spec: WorkerSpec) -> ModelFacts:
-        """What is known of its model. Raises ModelNotFound or NotAModelFile."""
-        path = await self._sources.library.locate(model_ref.parse(spec.model_ref))
-        return await self._sources.sizer.facts(path) if path else ModelFacts(0)
+    async def learn(self, spec: WorkerSpec, download_bytes: int = 0) -> Known:
+        """What is known of its model and of its engine; *download_bytes*: of a model that is not here yet.
 
-    async def decide(self, spec: WorkerSpec, facts: ModelFacts, download_bytes: int = 0) -> Verdict:
+        It asks disks and children, which may hang: not to be awaited under the lock of the pool. Raises ModelNotFound
+        or NotAModelFile.
+        """
+        facts = ModelFacts(download_bytes) if download_bytes else await self._facts(spec)
+        return Known(facts, await self._build(spec))
+
+    async def decide(self, spec: WorkerSpec, known: Known, download_bytes: int = 0) -> Verdict:
         """Whether it fits now; the claim of a registered worker with its id does not count against it.
 
         Raises InvalidField where the backend or the device is not there. Only under the lock of the pool is it still
         true when it is acted on.
         """
         survey = await self.survey()
-        choice = backends.choose(spec.backend, spec.device, spec.engine, await self._build(spec), survey.machine)
+        choice = backends.choose(spec.backend, spec.device, spec.engine, known.build, survey.machine)
         demand = Demand(
             model_ref=spec.model_ref,
             backend=choice.backend,
             devices=choice.devices,
             ctx_size=spec.ctx_size,
-            size=partial(self._need, spec, facts),
+            size=partial(self._need, spec, known.facts),
             worker_id=spec.worker_id or None,
             limit_bytes=spec.max_memory_bytes,
             download_bytes=download_bytes,
-            others=await self._others(spec, choice, survey.machine),
+            others=_others(spec, choice, known.build, survey.machine),
         )
         return admission.decide(demand, survey.machine, survey.holdings, self.limits)
-
-    async def _others(self, spec: WorkerSpec, choice: Choice, machine: MachineReading) -> tuple[DeviceReading, ...]:
-        """The devices that would do as well, had nobody asked for one."""
-        if spec.device is None or not choice.devices:
-            return ()
-        free = backends.choose(choice.backend, None, spec.engine, await self._build(spec), machine)
-        return tuple(device for device in free.devices if device not in choice.devices)
-
-    async def readmit(self, spec: WorkerSpec) -> Verdict:
-        """``decide`` for a worker that is started again. Raises RequestError where its model or backend is gone."""
-        return await self.decide(spec, await self.facts(spec))
 
     async def claim_as_placed(self, spec: WorkerSpec, placement: Placement) -> Claim | None:
         """What a worker that runs already has a claim to; None where its model cannot be looked at any more."""
         try:
-            return Claim(placement, self._need(spec, await self.facts(spec), placement, spec.ctx_size))
+            return Claim(placement, self._need(spec, await self._facts(spec), placement, spec.ctx_size))
         except RequestError as error:
             log.warning("claim_not_known", worker_id=spec.worker_id, reason=error.message)
             return None
@@ -154,6 +155,10 @@ class Admissions:
         """Of the devices of a placement; empty where the driver names none."""
         found = (self._uuids.get((placement.backend, device), "") for device in placement.devices)
         return tuple(uuid for uuid in found if uuid)
+
+    async def _facts(self, spec: WorkerSpec) -> ModelFacts:
+        path = await self._sources.library.locate(model_ref.parse(spec.model_ref))
+        return await self._sources.sizer.facts(path) if path else ModelFacts(0)
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
@@ -172,7 +177,8 @@ class Admissions:
         return kind_of(spec.engine, self._engine(spec))
 
     async def _build(self, spec: WorkerSpec) -> EngineBuild | None:
-        if self._kind(spec) != LLAMA_CPP:
+        # Every build runs on the processor, and the child that is asked may hang in the driver of a GPU.
+        if self._kind(spec) != LLAMA_CPP or spec.backend == "cpu":
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
 
@@ -209,10 +215,8 @@ class Admissions:
             raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
-        """What the workers hold that are starting, loading or ending, by id."""
-        moving = [
-            (r, r.worker.pid) for r in self._registry if r.worker.state in _IN_MOTION and not r.worker.spec.external
-        ]
+        """What the workers hold that are starting, loading or ending, or were when they were sampled, by id."""
+        moving = [(record, record.worker.pid) for record in self._registry if _is_in_motion(record)]
         pids = {record.worker_id: pid for record, pid in moving if pid is not None}
         try:
             measured = await self._sources.node.measure(list(pids.values())) if pids else {}
@@ -311,6 +315,16 @@ class Admissions:
         log.warning("vram_not_returned", worker_id=record.worker_id, devices=placement.devices, pids=pids)
 
 
+def _others(
+    spec: WorkerSpec, choice: Choice, build: EngineBuild | None, machine: MachineReading
+) -> tuple[DeviceReading, ...]:
+    """The devices that would do as well, had nobody asked for one."""
+    if spec.device is None or not choice.devices:
+        return ()
+    free = backends.choose(choice.backend, None, spec.engine, build, machine)
+    return tuple(device for device in free.devices if device not in choice.devices)
+
+
 def on(placement: Placement, devices: Sequence[DeviceReading]) -> list[DeviceReading]:
     """Those of *devices* that are in the placement, as far as they are there."""
     return [device for device in devices if device.backend == placement.backend and device.index in placement.devices]
@@ -322,6 +336,14 @@ def vram_of(placement: Placement, footprint: Footprint, devices: Sequence[Device
     if not there or any(device.held is None for device in there):
         return None
     return {d.index: sum(held for pid, held in (d.held or {}).items() if pid in footprint.pids) for d in there}
+
+
+def _is_in_motion(record: Record) -> bool:
+    """Whether what is known of its memory may lack gigabytes: also of one that is ready since its last sampling."""
+    worker = record.worker
+    if worker.spec.external:
+        return False
+    return worker.state in _IN_MOTION or (worker.ready_since is not None and record.measured_at < worker.ready_since)
 
 
 def _ram_taken(placement: Placement, footprint: Footprint) -> int:

@@ -19,7 +19,6 @@ from rbee.core.claims import Claim
 from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, RequestError, ShuttingDown
 from rbee.core.launch import Launch, StoredWorker
 from rbee.core.liveness import seen
-from rbee.core.model_header import ModelFacts
 from rbee.core.restart import key_of
 from rbee.core.routing import RouteTable
 from rbee.core.worker import ALIVE, Worker, WorkerSpec, WorkerState
@@ -121,12 +120,12 @@ class Pool:
         await self._check_fields(spec)
         await self._adopted.wait()
         await self.admissions.check_floor()
-        facts = await self.admissions.facts(spec)
+        known = await self.admissions.learn(spec)
         async with self.admission() as admit:
             self.check_alias(spec)
             worker = Worker(replace(spec, worker_id=self._new_id()), since=anyio.current_time())
             self.circuits.check(worker.spec)
-            verdict = await self.admissions.decide(worker.spec, facts)
+            verdict = await self.admissions.decide(worker.spec, known)
             if not verdict.fits:
                 raise self.admissions.refused(verdict)
             # Once more: its kind may have failed meanwhile, or be having its one try.
@@ -141,9 +140,9 @@ class Pool:
         Raises InvalidField, ModelNotFound, NotAModelFile or AliasInUse.
         """
         await self._check_fields(spec)
-        facts = ModelFacts(download_bytes) if download_bytes else await self.admissions.facts(spec)
+        known = await self.admissions.learn(spec, download_bytes)
         self.check_alias(spec)
-        return await self.admissions.decide(spec, facts, download_bytes)
+        return await self.admissions.decide(spec, known, download_bytes)
 
     async def _check_fields(self, spec: WorkerSpec) -> None:
         self.check_engine(spec)
@@ -308,8 +307,12 @@ class Pool:
         """Why a worker may not be started again now, None where it is admitted: its claim is that of now."""
         record = self._registry.get(worker.spec.worker_id)
         try:
+            # Not under the lock: a disk that hangs shall hold up this worker alone, and not the end of the hive.
+            known = await self.admissions.learn(worker.spec)
             async with self.admission():
-                verdict = await self.admissions.readmit(worker.spec)
+                if record.worker.incarnation != worker.incarnation:
+                    return "it was started again meanwhile"  # That life has, or asks for, a claim of its own.
+                verdict = await self.admissions.decide(worker.spec, known)
                 if verdict.fits:
                     record.claim = verdict.claim
                     return None

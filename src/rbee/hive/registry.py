@@ -15,11 +15,12 @@ from rbee.core.worker import Worker
 class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
-    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``pids``,
-    ``failed_checks``: the monitor. ``vram``: the admissions. ``unannounced``: its supervisor. ``port``,
+    ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``measured_at``,
+    ``pids``, ``failed_checks``: the monitor. ``vram``: the admissions. ``unannounced``: its supervisor. ``port``,
     ``started_at``: the pool, once; ``claim``: the pool, each time that it is admitted.
 
-    ``pids``: all processes of its last life that were ever measured. ``vram``: bytes by device, as a driver tells.
+    ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: all processes of
+    its last life that were ever measured. ``vram``: bytes by device, as a driver tells.
 
     ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """
@@ -31,6 +32,7 @@ class Record:
     healthy: bool = True
     telemetry: Telemetry = field(default_factory=Telemetry)
     footprint: Footprint | None = None
+    measured_at: float = float("-inf")
     failed_checks: int = 0
     claim: Claim | None = None
     vram: Mapping[int, int] | None = None

@@ -272,7 +272,7 @@ class Supervisor:
         self._tasks.start_soon(work, *arguments)
 
     def _begin_life(self) -> None:
-        record, self._watched_engine, self._kills = self.record, None, 0
+        record, self._watched_engine, self._kills, self._is_refused = self.record, None, 0, False
         record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
         record.healthy, record.telemetry = True, Telemetry()
         record.footprint, record.failed_checks, record.unannounced = None, 0, False

@@ -67,6 +67,7 @@ class NvidiaGpus:
         self._read_at = float("-inf")
         self._nothing_until = float("-inf")
         self._has_answered = False
+        self.is_failing = False
         self._told: dict[str, str] = {}
 
     async def read(self, max_age: float = 2.0) -> tuple[DeviceReading, ...]:
@@ -80,12 +81,14 @@ class NvidiaGpus:
             await question.answered.wait()
             return self._devices
         # As long as it hangs nobody waits for it again: the deadline of this question is over for all who follow.
+        self.is_failing = True
         self._tell({DRIVER: _HANGS})
         return ()
 
     def _ask(self, now: float) -> _Question:
-        is_plain = self._has_answered and not self._told
-        timeout = self._pace.answer_timeout if is_plain else self._pace.begin_timeout
+        # A device that is set aside is told of for good, and nothing is begun anew for it.
+        may_begin = not self._has_answered or self.is_failing or DRIVER in self._told
+        timeout = self._pace.begin_timeout if may_begin else self._pace.answer_timeout
         question = self._asked = _Question(now, now + timeout, current_token())
         if self._thread is None:
             # Not of a pool, and a daemon: one that hangs in the driver must neither be waited for nor end us.
@@ -106,6 +109,7 @@ class NvidiaGpus:
     def _take(self, question: _Question, look: Look) -> None:
         self._asked = None
         self._has_answered = True
+        self.is_failing = look.is_failing
         self._devices = tuple(device for device in look.devices if sees(self._visible, device.index, device.uuid))
         # Since it was asked for: that is the most that it can be old.
         self._read_at = question.at

@@ -6,24 +6,13 @@ from typing import Final
 
 import structlog
 
-from rbee.core.resources import DiskReading
+from rbee.core.resources import DiskReading, state_reserve
 from rbee.nodes import disk, logs
 
 log = structlog.get_logger(__name__)
 
-RESERVE_BYTES: Final = 64 * 2**20
-"""Free space below which logs have to go: the database, exit files and new logs live on the same disk."""
-
-RESERVE_SHARE: Final = 8
-"""On a disk that is small itself: one part in so many."""
-
 SHORT_BYTES: Final = 64 * 1024
 """What is left of a log then, at most: enough to say why a worker ended."""
-
-
-def reserve_of(reading: DiskReading) -> int:
-    """The bytes that stay free on a disk, as far as logs decide it."""
-    return min(RESERVE_BYTES, reading.total_bytes // RESERVE_SHARE)
 
 
 class LogRoom:
@@ -47,7 +36,7 @@ class LogRoom:
 
     def _make_room(self, by_worker: list[list[Path]]) -> None:
         before = self._read_disk(self._directory)
-        reserve = reserve_of(before)
+        reserve = state_reserve(before)
         if before.free_bytes >= reserve:
             # Not at once: around the edge it would be said every time.
             self._is_short = self._is_short and before.free_bytes < 2 * reserve

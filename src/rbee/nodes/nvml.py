@@ -18,12 +18,14 @@ _SUSPICIOUS_USE: Final = 2**30
 class Look:
     """``problems``: why a device, or the whole driver, is not there; by its number, or DRIVER.
 
-    ``nothing_for``: seconds for which another look would find as little, 0 where there is a driver.
+    ``nothing_for``: seconds for which another look would find as little, 0 where there is a driver. ``is_failing``:
+    whether it does not work, or has lost a device; a driver that was never here does not fail.
     """
 
     devices: tuple[DeviceReading, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
     nothing_for: float = 0.0
+    is_failing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +52,34 @@ class Nvml:
         self._sliced: dict[str, str] = {}
         self._next_begin = float("-inf")
         self._is_begun = False
+        self._is_absent = False
 
     def look(self, now: float) -> Look:
         """What is there at *now*, seconds of any clock that does not go back."""
-        if self._binding is None:
-            # Only here: it takes 20 ms, and most machines have no use for it.
-            import pynvml  # noqa: PLC0415
-
-            self._binding = pynvml
         if now >= self._next_begin and (not self._is_begun or self._missing):
             self._next_begin = now + self._retry_interval
-            try:
-                self._begin()
-            except self._binding.NVMLError as error:
-                self._end()
-                self._missing = {DRIVER: self._sentence(error)}
+            self._try_to_begin()
         devices = tuple(reading for device in self._devices if (reading := self._read(device)) is not None)
         nothing_for = 0.0 if self._is_begun else max(0.0, self._next_begin - now)
-        return Look(devices, {**self._missing, **self._sliced}, nothing_for)
+        is_failing = bool(self._missing) and not self._is_absent
+        return Look(devices, {**self._missing, **self._sliced}, nothing_for, is_failing)
+
+    def _try_to_begin(self) -> None:
+        try:
+            # Only here, in the thread that may wait: it takes 20 ms.
+            import pynvml  # noqa: PLC0415
+        except (ImportError, OSError) as error:
+            # No descriptor left, say. Whoever asks later shall find this thread alive.
+            self._missing = {DRIVER: f"its binding cannot be loaded ({error})"}
+            return
+        self._binding = pynvml
+        self._is_absent = False
+        try:
+            self._begin()
+        except pynvml.NVMLError as error:
+            self._end()
+            self._is_absent = error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
+            self._missing = {DRIVER: self._sentence(error)}
 
     def _begin(self) -> None:
         self._end()

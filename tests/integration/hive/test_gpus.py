@@ -104,6 +104,14 @@ def test_a_device_that_falls_off_is_gone_and_said_once(hive: Hive, driver: Stand
     wait_for(lambda: len(devices(hive)) == 2, "it is back", 90)
 
 
+def test_a_hive_is_ready_before_a_driver_that_hangs_is_given_up(start_hive: Start, driver: StandIn):
+    driver.hang()
+    hive = start_hive(environ=driver.environ)
+    wait_for(lambda: hive.log("gpu_driver_missing"), "the driver is given up")
+    events = [said["event"] for said in hive.log()]
+    assert events.index("hive_ready") < events.index("gpu_driver_missing")
+
+
 def test_a_worker_waits_for_the_device_that_it_asked_for(start_hive: Start, driver: StandIn):
     hive = start_hive({"restart.base_delay": "0.1s"}, environ=driver.environ)
     worker_id = hive.ready(**on_gpu(1), device=1)["worker_id"]

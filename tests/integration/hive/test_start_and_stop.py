@@ -110,7 +110,14 @@ def test_sigterm_ends_every_worker_and_leaves_nothing(start_hive):
     assert hive.stop() == 0
     assert hive.processes() == []
     assert not any(is_alive(worker[pid]) for worker in workers for pid in ("pid", "engine_pid"))
-    assert sorted(path.name for path in hive.state_dir.iterdir()) == ["lock", "rbee.db", "secret", "workers"]
+    left = sorted(path.name for path in hive.state_dir.iterdir())
+    assert left == [
+        "lock",
+        "models.db",
+        "rbee.db",
+        "secret",
+        "workers",
+    ]
     assert list((hive.state_dir / "workers").iterdir()) == []
 
 

@@ -1,10 +1,15 @@
 """Reads the GPUs as a hive does, in a process of its own: the driver's library is loaded once a process.
 
-A line on its input is how many ask at once; its answer is a line of JSON. What it logs stands in the next answer.
+A line on its input is how many ask at once, "starved" behind it for while no descriptor is left; its answer is a line
+of JSON. What it logs stands in the next answer.
 """
 
 import json
+import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -40,6 +45,21 @@ class Counting:
         return self._driver.look(now)
 
 
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    held: list[int] = []
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
 async def read_when_told() -> None:
     settings = json.loads(sys.argv[1])
     environ, max_age = settings.pop("environ"), settings.pop("max_age")
@@ -53,14 +73,17 @@ async def read_when_told() -> None:
             answers.append(await gpus.read(max_age))
 
         ticks = 0
-        async with anyio.create_task_group() as tasks:
-            for _ in range(int(line)):
-                tasks.start_soon(ask)
-            while len(answers) < int(line):
-                await anyio.sleep(0.01)
-                ticks += 1
+        count, _, starved = line.strip().partition(" ")
+        with no_descriptor_left() if starved else nullcontext():
+            async with anyio.create_task_group() as tasks:
+                for _ in range(int(count)):
+                    tasks.start_soon(ask)
+                while len(answers) < int(count):
+                    await anyio.sleep(0.01)
+                    ticks += 1
         assert all(answer == answers[0] for answer in answers)
         told = {"devices": [asdict(device) for device in answers[0]], "said": SAID[:], "looks": driver.looks}
+        told["is_failing"] = gpus.is_failing
         SAID.clear()
         sys.stdout.write(json.dumps({**told, "ticks": ticks}) + "\n")
         sys.stdout.flush()

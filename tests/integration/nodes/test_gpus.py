@@ -40,14 +40,16 @@ class Reader:
         self.said: list[dict[str, Any]] = []
         self.looks = 0
         self.ticks = 0
+        self.is_failing = False
 
-    def read(self, at_once: int = 1) -> list[dict[str, Any]]:
+    def read(self, at_once: int = 1, how: str = "") -> list[dict[str, Any]]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{at_once}\n")
+        self.process.stdin.write(f"{at_once} {how}\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         self.said, self.looks, self.ticks = answer["said"], answer["looks"], answer["ticks"]
+        self.is_failing = answer["is_failing"]
         return answer["devices"]
 
     def end(self) -> None:
@@ -211,6 +213,15 @@ def test_a_driver_that_is_installed_later_is_found_without_a_restart(tmp_path: P
         assert reader.events() == [("gpu_driver_is_back", "info")]
 
 
+def test_gpus_are_found_once_there_are_descriptors_again(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path) as driver:
+        reader = start(driver, begin_timeout=5.0)
+        assert reader.read(how="starved") == []
+        assert "Too many open files" in reader.said[0]["reason"]
+        assert reader.indexes() == [0]
+        assert reader.events() == [("gpu_driver_is_back", "info")]
+
+
 @pytest.mark.parametrize(
     ("code", "words"), [(DRIVER_NOT_LOADED, "Driver Not Loaded"), (VERSION_MISMATCH, "different versions")]
 )
@@ -272,6 +283,16 @@ def test_a_gpu_in_mig_mode_is_set_aside_and_said_so(tmp_path: Path, start: Start
     assert "MIG" in reader.said[0]["reason"]
 
 
+def test_a_gpu_that_is_set_aside_gives_a_driver_no_more_time_to_answer(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path, gpus=2) as driver:
+        driver.set_mig(0, 1)
+        reader = start(driver, answer_timeout=0.2, begin_timeout=6.0)
+        assert reader.indexes() == [1]
+        driver.hang()
+        assert reader.read() == []
+        assert reader.ticks < 300
+
+
 @pytest.mark.parametrize(
     ("visible", "shown"), [("1", [1]), ("", []), ("2,0", [0, 2]), ("-1,0", []), (uuid_of(1)[:12], [1])]
 )
@@ -280,3 +301,42 @@ def test_devices_that_were_hidden_from_us_are_not_ours_to_give(
 ) -> None:
     with stand_in(tmp_path, gpus=3) as driver:
         assert start(driver, visible).indexes() == shown
+
+
+Fault = Callable[[StandIn], None]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda driver: driver.hang(),
+        lambda driver: driver.lose(0),
+        lambda driver: driver.unlist(0),
+        lambda driver: driver.fail_init(DRIVER_NOT_LOADED),
+    ],
+    ids=["it hangs", "a device is lost", "a device is no longer listed", "it is not loaded"],
+)
+def test_a_driver_that_has_less_than_it_had_fails(tmp_path: Path, start: Start, fault: Fault) -> None:
+    with stand_in(tmp_path) as driver:
+        reader = start(driver, begin_timeout=5.0, answer_timeout=5.0)
+        assert reader.indexes() == [0]
+        assert not reader.is_failing
+        # Only a driver that is begun anew tells of what is no longer listed.
+        driver.lose(0)
+        reader.read()
+        driver.bring_back(0)
+        fault(driver)
+        assert reader.read() == []
+        assert reader.is_failing
+
+
+def test_a_driver_that_was_never_here_and_one_that_is_set_aside_do_not_fail(tmp_path: Path, start: Start) -> None:
+    with stand_in(tmp_path) as driver:
+        driver.remove()
+        reader = start(driver)
+        assert reader.read() == []
+        assert not reader.is_failing
+        driver.set_mig(0, 1)
+        driver.install()
+        assert reader.read() == []
+        assert not reader.is_failing

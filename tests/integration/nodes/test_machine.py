@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import anyio
 import pytest
 
 from rbee.core.resources import DeviceReading, EngineBuild
@@ -30,8 +31,15 @@ tell()
 
 
 class Card:
-    async def read(self):
+    is_failing = False
+
+    async def read(self, max_age):
         return (GPU,)
+
+
+class HangingCard(Card):
+    async def read(self, max_age):
+        await anyio.sleep_forever()
 
 
 async def build_of(python):
@@ -46,6 +54,21 @@ async def test_a_look_has_memory_disks_and_devices(tmp_path):
     assert 0 < found.models_disk.free_bytes < found.models_disk.total_bytes == found.state_disk.total_bytes
     assert found.devices == (GPU,)
     assert (await machine.look()).at >= found.at
+
+
+async def test_a_driver_that_fails_is_told_of_beside_the_devices_that_are_left(tmp_path):
+    card = Card()
+    machine = LocalMachine(Disk(tmp_path), Disk(tmp_path), build_of, card)
+    assert (await machine.look()).failing == frozenset()
+    card.is_failing = True
+    assert (await machine.look()).failing == {"cuda"}
+
+
+async def test_a_driver_that_takes_too_long_does_not_hold_up_the_rest(tmp_path):
+    machine = LocalMachine(Disk(tmp_path), Disk(tmp_path), build_of, HangingCard())
+    found = await machine.look(device_patience=0.0)
+    assert found.memory.free_bytes > 0
+    assert found.devices == ()
 
 
 async def test_a_machine_has_no_devices_unless_somebody_reads_them(tmp_path):

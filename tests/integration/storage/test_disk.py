@@ -202,6 +202,7 @@ def test_an_older_version_is_read_on_a_full_disk_and_brought_up_when_there_is_ro
             db = sqlite3.connect(path, isolation_level=None)
             db.execute("ALTER TABLE workers DROP COLUMN ending")
             db.execute("ALTER TABLE workers DROP COLUMN last_exit")
+            db.execute("ALTER TABLE workers DROP COLUMN claim")
             db.execute("PRAGMA user_version = 2")
             db.close()
             ballast = fill(directory)

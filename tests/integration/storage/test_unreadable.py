@@ -178,8 +178,8 @@ async def test_damage_where_no_row_stands_is_found_before_it_is_written_to(path)
 async def test_a_newer_version_is_set_aside(path):
     await write_present_version(path)
     with database(path) as db:
-        db.execute("PRAGMA user_version = 4")
-    await assert_set_aside(path, "a newer rbee wrote it: schema 4, this one knows 3")
+        db.execute("PRAGMA user_version = 5")
+    await assert_set_aside(path, "a newer rbee wrote it: schema 5, this one knows 4")
 
 
 async def test_a_database_of_something_else_is_set_aside(path):
@@ -246,7 +246,7 @@ async def test_what_was_only_in_the_wal_can_still_be_read_where_it_is_kept(path)
     with database(path) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE workers (worker_id TEXT)")
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 5")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.execute("INSERT INTO workers VALUES ('only-in-the-wal')")
         store = WorkerStore(path, lambda: NOON)

@@ -42,7 +42,8 @@ async def grant(hive, vram_bytes=6 * GIB):
     record = await ready_worker(hive, SPEC)
     need = Need(Parts(weights_bytes=2 * GIB), (Parts(weights_bytes=vram_bytes),))
     record.claim = Claim(Placement("cuda", (0,), (1.0,)), need)
-    record.footprint = Footprint(GIB, 512 * MIB, peak_rss_bytes=3 * GIB, pids=(1000,))
+    footprint = Footprint(GIB, 512 * MIB, peak_rss_bytes=3 * GIB, pids=(1000,))
+    record.footprint = hive.node.footprints[1000] = footprint
     return record
 
 

@@ -1,5 +1,6 @@
 """Which backend and devices a worker may use: a row for every case."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def build(*backends: str, count: int = 1) -> EngineBuild:
 BARE, FOR_CPU = machine(), EngineBuild()
 NVIDIA = machine(device("cuda", 0), device("cuda", 1))
 SPARSE = machine(device("cuda", 0), device("cuda", 2, "NVIDIA L4"))
+LOST = replace(BARE, failing=frozenset({"cuda"}))
 FAILED = EngineBuild(problem="No module named 'xllamacpp'")
 
 
@@ -46,6 +48,9 @@ FAILED = EngineBuild(problem="No module named 'xllamacpp'")
         ("auto", None, "llama-cpp", build("sycl"), BARE, "cpu", []),
         ("auto", None, "vllm", None, NVIDIA, "cuda", [0, 1]),
         ("auto", None, "vllm", None, BARE, "cpu", []),
+        ("auto", None, "llama-cpp", build("vulkan", "cuda"), LOST, "vulkan", [0]),
+        ("auto", None, "llama-cpp", FOR_CPU, LOST, "cpu", []),
+        ("auto", None, "llama-cpp", build("cuda"), replace(SPARSE, failing=LOST.failing), "cuda", [0, 2]),
         ("auto", None, "synthetic", None, NVIDIA, "cpu", []),
         ("auto", 1, "synthetic", None, NVIDIA, "cuda", [1]),
         ("auto", 0, "synthetic", None, BARE, "cpu", []),
@@ -91,6 +96,10 @@ def test_what_is_asked_for_comes_to_what_driver_and_engine_both_have(
         ("cuda", None, "llama-cpp", build("vulkan"), NVIDIA, "backend", "docs/install.md"),
         ("auto", None, "llama-cpp", FAILED, NVIDIA, "backend", "No module named 'xllamacpp'"),
         ("cuda", None, "llama-cpp", FAILED, BARE, "backend", "could not be found out"),
+        # The build remembers what its driver no longer has.
+        ("cuda", None, "llama-cpp", build("cuda"), LOST, "backend", "no driver reports a device"),
+        ("auto", None, "llama-cpp", build("cuda"), LOST, "backend", "no driver reports a device"),
+        ("auto", None, "llama-cpp", FAILED, LOST, "backend", "could not be found out"),
         # Neither has it, or only a build would see it.
         ("cuda", None, "llama-cpp", FOR_CPU, BARE, "backend", "built without CUDA"),
         ("rocm", None, "llama-cpp", FOR_CPU, BARE, "backend", "whl/rocm-7.2.4"),

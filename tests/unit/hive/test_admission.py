@@ -77,6 +77,18 @@ async def test_a_spawn_that_does_not_fit_starts_nothing_and_says_every_number():
         assert not check["fits"]
 
 
+async def test_no_engine_is_asked_for_its_devices_for_a_worker_on_the_processor():
+    """It could take a minute: the child loads the drivers of GPUs, which may hang."""
+    hive = FakeHive()
+    async with running(hive):
+        await hive.pool.spawn(WorkerSpec("", "example", backend="cpu", engine="llama-cpp"))
+        await settled()
+        assert len(hive.node.launches) == 1
+        assert hive.machine.asked == []
+        await hive.pool.spawn(WorkerSpec("", "example", backend="auto", engine="llama-cpp"))
+        assert hive.machine.asked != []
+
+
 async def test_of_two_spawns_at_once_only_one_gets_the_last_memory():
     hive = FakeHive()
     hive.machine.memory = room(5)
@@ -431,7 +443,7 @@ async def test_video_memory_that_a_driver_shows_as_taken_is_not_reserved_again()
     async with running(hive):
         record = await ready_worker(hive, on_gpu(4))
         pid = record.worker.pid
-        record.footprint = Footprint(pids=(pid,))
+        record.footprint = hive.node.footprints[pid] = Footprint(pids=(pid,))
         hive.machine.devices = (gpu(0, 6, held={pid: 4 * GIB}),)
         await hive.pool.spawn(on_gpu(4))
         await hive.pool.admissions.note_measured()

@@ -5,13 +5,12 @@ import os
 import pytest
 from structlog.testing import capture_logs
 
-from rbee.core.resources import DiskReading
-from rbee.nodes import log_room
+from rbee.core.resources import STATE_RESERVE_BYTES, DiskReading, state_reserve
 from rbee.nodes.log_room import SHORT_BYTES, LogRoom
 
 KIB = 1024
 TOTAL = 2**40
-RESERVE = log_room.RESERVE_BYTES
+RESERVE = STATE_RESERVE_BYTES
 
 
 class Disk:
@@ -89,8 +88,8 @@ def test_it_is_said_once_until_there_is_clearly_room_again(folder):
 
 
 def test_a_small_disk_keeps_a_part_of_itself_free():
-    assert log_room.reserve_of(DiskReading("/", 80, 80)) == 10
-    assert log_room.reserve_of(DiskReading("/", TOTAL, 0)) == RESERVE
+    assert state_reserve(DiskReading("/", 80, 80)) == 10
+    assert state_reserve(DiskReading("/", TOTAL, 0)) == RESERVE
 
 
 def test_a_disk_that_cannot_be_read_is_no_reason_to_cut(folder):
