@@ -184,7 +184,7 @@ class Admissions:
 
     async def added_args(self, spec: WorkerSpec, placement: Placement) -> tuple[str, ...]:
         """What its engine is told beside what was asked for. Raises ModelNotFound or NotAModelFile."""
-        header = (await self.facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
+        header = (await self._facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
         return repacking.added_args(header, spec.engine_args, placement, self._options.processor) if header else ()
 
     # What there is.
