@@ -16,9 +16,13 @@ from rbee.models.ggml_types import TYPES
 
 MAX_KEYS: Final = 4096
 MAX_TENSORS: Final = 8192
-MAX_STRINGS: Final = 1_000_000
-"""In all arrays together. The most that models have (Gemma 4: 262 k tokens, 514 k merges) leave room below it; each
-takes a step of about 0.1 us."""
+MAX_STEPS: Final = 1_100_000
+"""For all parts together; a step is one string of an array, about 0.08 us. The largest that models have (Gemma 4: 262 k
+tokens, 514 k merges) take some 950 k, reckoned from Gemma 3 (313 k)."""
+_KEY_STEPS: Final = 25
+_TENSOR_STEPS: Final = 60
+_BYTES_A_STEP: Final = 128
+"""Of what is read: a string may be as long as a file that has holes, and each then takes a read of its own."""
 MAX_KEPT: Final = 4096
 """Elements of an array that is kept: one a layer, and llama.cpp takes 512 layers."""
 _MAX_KEPT_TOGETHER: Final = 16 * MAX_KEPT
@@ -28,7 +32,7 @@ _MAX_NAME_BYTES: Final = 63
 _MAX_TEXT_BYTES: Final = 1024
 _MAX_DIMENSIONS: Final = 4
 _MAX_ELEMENTS: Final = 2**63 - 1
-_WINDOW_BYTES: Final = 2**20
+_WINDOW_BYTES: Final = 2**16
 
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -45,9 +49,10 @@ Value = int | float | bool | str | tuple[int | float | bool, ...]
 class Tensors:
     """What the tables of all parts of a model add up to. ``layers``: bytes by layer; ``marks``: the first words of
     the names in each, such as attn_k; ``by_type``: bytes by name of a type, ``beyond_input``: those without the token
-    embeddings. ``unknown_type``: one without a size."""
+    embeddings. ``unknown_type``: one without a size. ``steps``: what reading them took."""
 
     count: int = 0
+    steps: int = 0
     input_bytes: int = 0
     embedding_bytes: int = 0
     embedding_type: str = ""
@@ -103,7 +108,6 @@ class _Reader:
         self._base = 0
         self._window = b""
         self._at = 0
-        self._strings = 0
         self._tokens = 0
         self._kept = 0
         self._alignment = 32
@@ -115,6 +119,7 @@ class _Reader:
             refuse(self._path, f"claims {key_count} keys of metadata; {MAX_KEYS} is the most that is read. {_DAMAGED}")
         if self._tensors.count + tensor_count > MAX_TENSORS:
             refuse(self._path, f"claims {tensor_count} tensors; {MAX_TENSORS} is the most that is read. {_DAMAGED}")
+        self._spend(key_count * _KEY_STEPS + tensor_count * _TENSOR_STEPS)
         self._tensors.count += tensor_count
         keys = self._read_keys(key_count)
         self._read_tensors(tensor_count)
@@ -184,9 +189,9 @@ class _Reader:
         return struct.unpack(f"<{count}{_SCALARS[code]}", self._take(size))
 
     def _pass_strings(self, key: str, count: int) -> None:
-        self._strings += count
-        if self._strings > MAX_STRINGS:
+        if count > MAX_STEPS:
             refuse(self._path, f"claims {count} strings at the key {key!r}, more than any model has. {_DAMAGED}")
+        self._spend(count)
         self._expect(count * 8, key)
         left = count
         while left:
@@ -258,9 +263,15 @@ class _Reader:
         if self._at + count > self._base + len(self._window):
             self._expect(count, key)
             self._window = os.pread(self._file.fileno(), max(_WINDOW_BYTES, count), self._at)
+            self._spend(len(self._window) // _BYTES_A_STEP)
             self._base = self._at
             if len(self._window) < count:
                 refuse(self._path, "became shorter while it was read. Try again.")
+
+    def _spend(self, steps: int) -> None:
+        self._tensors.steps += steps
+        if self._tensors.steps > MAX_STEPS:
+            refuse(self._path, f"has a longer header than any model. {_DAMAGED}")
 
     def _expect(self, count: int, key: str) -> None:
         """Refuse what would end beyond the file."""

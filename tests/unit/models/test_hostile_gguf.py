@@ -8,7 +8,7 @@ import pytest
 
 from rbee.core.errors import ModelNotFound, NotAModelFile
 from rbee.models.facts import read_facts
-from rbee.models.gguf import MAX_STRINGS
+from rbee.models.gguf import MAX_STEPS
 from tests.gguf_files import ARRAY, STRING, U32, Model, header, sized, tensor, text
 
 KEYS = list(Model().keys.items())
@@ -94,15 +94,55 @@ def test_a_header_cut_anywhere_is_refused(tmp_path, step):
 def test_a_header_full_of_empty_strings_takes_no_memory(tmp_path):
     """The file has holes where its strings are, so it costs its writer nothing."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(header([("a", array(STRING, MAX_STRINGS))], key_count=9))
+    path.write_bytes(header([("a", array(STRING, MAX_STEPS * 9 // 10))], key_count=9))
     os.truncate(path, 2**40)
     tracemalloc.start()
     try:
-        with pytest.raises(NotAModelFile):
+        with pytest.raises(NotAModelFile, match="key '' twice"):
             read_facts(str(path))
         assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_tokens_and_tensors_are_bounded_together(tmp_path):
+    path = tmp_path / "model.gguf"
+    tensors = [tensor(f"blk.{number}.t", (32,), 0, 128 * number) for number in range(5000)]
+    for count, words in ((600_000, None), (900_000, "longer header than any model")):
+        tokens = ("tokenizer.ggml.tokens", array(STRING, count, bytes(8 * count)))
+        path.write_bytes(sized(header([*KEYS, tokens], tensors), 128 * len(tensors)))
+        assert refusal(path, words)
+
+
+def test_strings_that_lie_far_apart_are_bounded_by_what_is_read_for_them(tmp_path):
+    """The file has holes between its strings, so it costs its writer a block for each."""
+    path, length = tmp_path / "model.gguf", 2**20
+    start = header([("tokenizer.ggml.tokens", array(STRING, 4000))])
+    with path.open("wb") as file:
+        for number in range(4000):
+            file.seek(len(start) + number * (8 + length))
+            file.write(struct.pack("<Q", length))
+        file.seek(0)
+        file.write(start)
+        file.truncate(len(start) + 4000 * (8 + length))
+    assert refusal(path, "longer header than any model")
+
+
+def test_the_strings_of_all_parts_count_together(tmp_path):
+    parts = Model().split(tmp_path, 3)
+    for number, part in enumerate(parts[1:], 1):
+        keys = [("split.no", number), ("split.count", 3), ("t", array(STRING, 600_000, bytes(8 * 600_000)))]
+        part.write_bytes(header(keys))
+    assert refusal(parts[0], r"model-00003-of-00003\.gguf' has a longer header than any model")
+
+
+def refusal(path, words):
+    """Whether the model is refused with these words; without words, that it is read."""
+    if words is None:
+        return read_facts(str(path)).header is not None
+    with pytest.raises(NotAModelFile, match=words):
+        read_facts(str(path))
+    return True
 
 
 def test_lists_by_the_thousand_take_no_memory(tmp_path):
