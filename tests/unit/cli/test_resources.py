@@ -75,7 +75,7 @@ RESOURCES = {
         {
             "worker_id": "w-1",
             "model_ref": "synthetic:x",
-            "state": "ready",
+            "state": "idle",
             "backend": "cuda",
             "devices": [0, 1],
             "claimed": {"ram_bytes": GIB, "vram_bytes": [2 * GIB, 2 * GIB]},
@@ -169,7 +169,7 @@ def test_resources_prints_the_machine_then_who_has_what(rbee, hive):
         ["disk /state (state)", "100.0 GiB", "50.0 GiB", "-", "10.0 GiB", "-"],
         [],
         ["WORKER", "MODEL", "STATE", "ON", "CLAIMED", "RESERVED", "MEASURED"],
-        ["w-1", "x", "ready", "cuda 0,1", "1.0 GiB + 4.0 GiB on devices", "1.0 GiB + 0 MiB on devices", "-"],
+        ["w-1", "x", "idle", "cuda 0,1", "1.0 GiB + 4.0 GiB on devices", "1.0 GiB + 0 MiB on devices", "-"],
         [],
         ["engine llama-cpp: cpu"],
     ]

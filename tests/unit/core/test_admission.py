@@ -134,6 +134,16 @@ def test_the_workers_own_limit_is_named_where_it_is_the_smaller_one():
     assert advised(verdict) == ["It would fit with max_memory_bytes at 5GiB or more."]
 
 
+def test_two_limits_that_are_in_the_way_are_both_named_and_none_of_them_advised_alone():
+    verdict = decide(for_cpu(in_memory(9 * GIB), limit_bytes=4 * GIB), MACHINE, [], LIMITS)
+    assert verdict.message.endswith(
+        "Memory: 9.00 GiB needed, and max_memory_bytes allows a worker 4.00 GiB and limits.max_worker_memory allows a "
+        "worker 8.00 GiB."
+    )
+    assert check_of(verdict, Resource.RAM).setting == "max_memory_bytes"
+    assert advised(verdict) == []
+
+
 def test_a_limit_is_advised_rounded_up():
     verdict = decide(for_cpu(in_memory(5 * GIB + 1), limit_bytes=GIB), MACHINE, [], LIMITS)
     assert advised(verdict) == ["It would fit with max_memory_bytes at 5121MiB or more."]
@@ -142,7 +152,10 @@ def test_a_limit_is_advised_rounded_up():
 def test_a_limit_is_not_advised_where_the_machine_has_too_little_anyway():
     verdict = decide(for_cpu(in_memory(11 * GIB)), MACHINE, [], LIMITS)
     assert advised(verdict) == []
-    assert "allows a worker 8.00 GiB; 11.00 GiB needed, 12.00 GiB left" in verdict.message
+    assert verdict.message.endswith(
+        "does not fit. Memory: 11.00 GiB needed, and limits.max_worker_memory allows a worker 8.00 GiB, 12.00 GiB "
+        "left, 2.00 GiB must stay free (limits.min_free_memory), 1.00 GiB missing."
+    )
 
 
 def test_a_margin_that_alone_is_in_the_way_is_advised_rounded_to_the_safe_side():
