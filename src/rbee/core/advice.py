@@ -119,7 +119,7 @@ def _fewer_workers(case: Case) -> Advice | None:
     idle = sorted(case.ledger.idle)
     if not idle or not _fits_without(case, idle):
         return None
-    found = [leaving for leaving in _leavers_by_device(case, idle) if _fits_without(case, leaving)]
+    found = list(_leavers_by_device(case, idle))
     leaving = min(found, key=len) if found else _leavers_by_trial(case, idle)
     if case.demand.devices:
         # Memory and a device may lack at once; and what two make room for on one device, one of them may on two.
@@ -133,7 +133,10 @@ def _fits_without(case: Case, leaving: Collection[str]) -> bool:
 
 
 def _leavers_by_device(case: Case, idle: Collection[str]) -> Iterator[list[str]]:
-    """For the CPU, or for each device alone: the fewest that make enough room there, where that can be."""
+    """For the CPU, or for each device alone: the fewest that make enough room there, where that can be.
+
+    These sums are the ledger's own, so who is named suffices.
+    """
     room = case.room()
     leavers = frozenset(idle)
     ram_gains = case.ledger.ram.gains(leavers)
