@@ -25,7 +25,7 @@ def ram_check(demand: Demand, ledger: Ledger, limits: Limits, need_bytes: int) -
 
 def floor_check(ram: Account, limits: Limits) -> Check:
     """Whether the margin alone is left of host memory."""
-    return _judged(_asked(Resource.RAM, ram, 0, limits.min_free_memory), "Memory", MIN_FREE_MEMORY)
+    return _judged(_asked(Resource.RAM, ram, 0, limits.min_free_memory), "No worker fits now. Memory", MIN_FREE_MEMORY)
 
 
 def vram_check(device: DeviceReading, account: Account, limits: Limits, need_bytes: int) -> Check:
@@ -81,15 +81,15 @@ def _judged(check: Check, subject: str, margin_setting: str, bounds: Sequence[tu
     """
     missing = check.need_bytes + check.margin_bytes + check.reserved_bytes - check.free_bytes
     exceeded = [(name, f"{name} allows a worker {size_text(size)}") for size, name in bounds if check.need_bytes > size]
-    setting, told = "", [f"{size_text(check.need_bytes)} needed"] if check.need_bytes else []
+    setting, need = "", f"{size_text(check.need_bytes)} needed, " if check.need_bytes else ""
+    balance = _balance(check, margin_setting, missing)
     if exceeded:
         setting = exceeded[0][0]
-        told.append("and " + " and ".join(words for _, words in exceeded))
+        limits = f"and {' and '.join(words for _, words in exceeded)}"
+        balance = f"{limits}; {balance}" if missing > 0 else limits
     elif 0 < missing <= check.margin_bytes:
         setting = margin_setting
-    if missing > 0 or not exceeded:
-        told.append(_balance(check, margin_setting, missing))
-    reason = f"{subject}: {', '.join(told)}."
+    reason = f"{subject}: {need}{balance}."
     return replace(check, fits=not exceeded and missing <= 0, reason=reason, setting=setting)
 
 

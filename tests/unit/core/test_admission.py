@@ -153,7 +153,7 @@ def test_a_limit_is_not_advised_where_the_machine_has_too_little_anyway():
     verdict = decide(for_cpu(in_memory(11 * GIB)), MACHINE, [], LIMITS)
     assert advised(verdict) == []
     assert verdict.message.endswith(
-        "does not fit. Memory: 11.00 GiB needed, and limits.max_worker_memory allows a worker 8.00 GiB, 12.00 GiB "
+        "does not fit. Memory: 11.00 GiB needed, and limits.max_worker_memory allows a worker 8.00 GiB; 12.00 GiB "
         "left, 2.00 GiB must stay free (limits.min_free_memory), 1.00 GiB missing."
     )
 
@@ -176,8 +176,8 @@ def test_the_floor_is_told_before_anything_is_known_of_a_model():
     check = floor(MACHINE, [holding("w-1", 11 * GIB)], LIMITS)
     assert not check.fits
     assert check.reason == (
-        "Memory: 1.00 GiB left (12.00 GiB free, 11.00 GiB reserved for w-1), 2.00 GiB must stay free "
-        "(limits.min_free_memory), 1.00 GiB missing."
+        "No worker fits now. Memory: 1.00 GiB left (12.00 GiB free, 11.00 GiB reserved for w-1), 2.00 GiB must stay "
+        "free (limits.min_free_memory), 1.00 GiB missing."
     )
 
 
