@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.measure import MIB, Row, at_most, percentile, seconds_until, tcp
+from bench.measure import MIB, Row, at_most, cpu_seconds, percentile, seconds_until, tcp
 from rbee.core import sizing
 from rbee.core.admission import Demand, Limits, decide
 from rbee.core.claims import Claim, Holding, Need, Placement
@@ -52,8 +52,12 @@ def admission(folder: Path) -> Iterator[Row]:
                     False,
                 ),
             }
+            assert hive.process is not None
             for what, (body, fits) in asked.items():
+                before = cpu_seconds(hive.process.pid)
                 yield _timed(f"POST /v1/admission: {what}", _asker(tcp(hive.port), body, fits))
+                each = (cpu_seconds(hive.process.pid) - before) / CALLS * 1000
+                yield Row("the processor time of the hive for one of these", f"{each:.2g} ms", "")
     yield from _decisions(folder)
 
 
