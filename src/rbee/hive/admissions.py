@@ -230,10 +230,10 @@ class Admissions:
 
     async def _look(self, max_age: float = MAX_READING_AGE) -> MachineReading:
         try:
-            self._last = await self._sources.machine.look(max_age)
-            return self._last
+            self._last = machine = await self._sources.machine.look(max_age)
         except OSError as error:
             raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
+        return machine
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
         """What the workers hold that are starting, loading or ending, or were when they were sampled, by id."""
