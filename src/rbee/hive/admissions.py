@@ -162,13 +162,13 @@ class Admissions:
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
-        peak = self._peaks.get(self._peak_key(spec.engine, asked, placement))
+        peak = self._peaks.get(self._peak_key(spec.engine, asked, facts.file_bytes, placement))
         options = self._options
         return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
-    def _peak_key(self, engine: str, spec: WorkerSpec, placement: Placement) -> str:
+    def _peak_key(self, engine: str, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str:
         """*engine*: the name that it has in the settings, *spec* with its kind instead."""
-        return f"{engine}:{sizing.peak_key(spec, placement, self._options.prompt_cache_bytes)}"
+        return f"{engine}:{sizing.peak_key(spec, file_bytes, placement, self._options.prompt_cache_bytes)}"
 
     def _engine(self, spec: WorkerSpec) -> EngineOptions:
         return self._options.engines.get(spec.engine, EngineOptions())
@@ -182,10 +182,17 @@ class Admissions:
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
 
-    async def added_args(self, spec: WorkerSpec, placement: Placement) -> tuple[str, ...]:
-        """What its engine is told beside what was asked for. Raises ModelNotFound or NotAModelFile."""
-        header = (await self._facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
-        return repacking.added_args(header, spec.engine_args, placement, self._options.processor) if header else ()
+    async def added_args(self, record: Record) -> tuple[str, ...]:
+        """What the engine of a worker that is about to start is told beside what was asked for.
+
+        Raises ModelNotFound or NotAModelFile.
+        """
+        spec = record.worker.spec
+        facts = await self._facts(spec)
+        record.model_bytes = facts.file_bytes
+        if facts.header is None or self._kind(spec) != LLAMA_CPP:
+            return ()
+        return repacking.added_args(facts.header, spec.engine_args, record.placement, self._options.processor)
 
     # What there is.
 
@@ -277,7 +284,13 @@ class Admissions:
 
     async def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
         spec = replace(record.worker.spec, engine=self._kind(record.worker.spec))
-        key = self._peak_key(record.worker.spec.engine, spec, placement)
+        if record.model_bytes is None:
+            # One that an earlier hive has started: of the model that is there now, or of none.
+            try:
+                record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
+            except RequestError:
+                return
+        key = self._peak_key(record.worker.spec.engine, spec, record.model_bytes, placement)
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
         limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)

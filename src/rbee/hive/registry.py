@@ -16,11 +16,12 @@ class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
     ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``measured_at``,
-    ``pids``, ``failed_checks``: the monitor. ``vram``: the admissions. ``unannounced``: its supervisor. ``port``,
-    ``started_at``: the pool, once; ``claim``: the pool, each time that it is admitted.
+    ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``: the admissions. ``unannounced``: its
+    supervisor. ``port``, ``started_at``: the pool, once; ``claim``: the pool, each time that it is admitted.
 
     ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: all processes of
-    its last life that were ever measured. ``vram``: bytes by device, as a driver tells.
+    its last life that were ever measured. ``vram``: bytes by device, as a driver tells. ``model_bytes``: of its model's
+    files when it was started.
 
     ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """
@@ -37,6 +38,7 @@ class Record:
     claim: Claim | None = None
     vram: Mapping[int, int] | None = None
     pids: tuple[int, ...] = ()
+    model_bytes: int | None = None
     unannounced: bool = False
 
     @property
