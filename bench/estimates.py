@@ -6,6 +6,7 @@ Prints a table. Exit status 1 when an estimate is under the measured peak, or fu
 import argparse
 import http.client
 import json
+import platform
 import random
 import sys
 import tempfile
@@ -110,7 +111,7 @@ def measure(model: Model, setting: Setting, folder: Path) -> Found:
     """A worker of a real hive, from its start to the most that its two processes ever had in memory."""
     cache = setting.prompt_cache_mib * MIB
     spec = WorkerSpec("w", model.ref, ctx_size=setting.ctx_size, slots=setting.slots, engine_args=setting.args)
-    need = need_of(spec, read_facts(str(model.path)), cache, Placement(), None)
+    need = need_of(spec, read_facts(str(model.path)), cache, Placement(), None, platform.machine())
     chosen = {"workers.prompt_cache": str(cache), "models.allowed_roots": str(model.path.parent)}
     with running_hive(folder, chosen) as hive:
         fields = {"ctx_size": setting.ctx_size, "slots": setting.slots, "engine_args": list(setting.args)}

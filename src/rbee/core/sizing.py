@@ -162,15 +162,15 @@ def need_of(
     return _of_command(spec, facts, placement, peak)
 
 
-def peak_key(spec: WorkerSpec, placement: Placement, prompt_cache_bytes: int) -> str:
+def peak_key(spec: WorkerSpec, file_bytes: int, placement: Placement, prompt_cache_bytes: int) -> str:
     """Names what a peak was measured of: 12 hexadecimal digits, the same for what has the same need.
 
-    Devices count by how many they are, not by which.
+    Devices count by how many they are, not by which; a file of another size is another model, whatever its name.
     """
     settings = sorted(engine_args.parse(spec.engine, spec.engine_args).items())
     cache = llama_cpp.prompt_cache_mib(prompt_cache_bytes) if spec.engine == "llama-cpp" else 0
     where = [placement.backend, len(placement.devices)]
-    kind = [spec.model_ref, spec.engine, settings, spec.ctx_size, spec.slots, *where, cache]
+    kind = [spec.model_ref, file_bytes, spec.engine, settings, spec.ctx_size, spec.slots, *where, cache]
     return hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:12]
 
 

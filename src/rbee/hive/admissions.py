@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -85,7 +86,8 @@ class Admissions:
         self._peaks: dict[str, Peak] = {}
         self._last: MachineReading | None = None
         self._unsaved: dict[str, Peak | None] = {}
-        self._has_unsaved = anyio.Event()
+        self._unsized: dict[str, Record] = {}
+        self._has_work = anyio.Event()
         self._uuids: dict[tuple[str, int], str] = {}
         self.refusals: Counter[Resource] = Counter()
 
@@ -96,8 +98,13 @@ class Admissions:
     async def run(self) -> None:
         """Write down what is measured, apart from who measures: a disk that hangs must not keep limits from holding."""
         while True:
-            await self._has_unsaved.wait()
-            self._has_unsaved = anyio.Event()
+            await self._has_work.wait()
+            self._has_work = anyio.Event()
+            unsized, self._unsized = self._unsized, {}
+            for record in unsized.values():
+                # Of a model that is gone nothing is kept.
+                with suppress(RequestError):
+                    record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
             unsaved, self._unsaved = self._unsaved, {}
             for key, peak in unsaved.items():
                 await (self._sources.peaks.forget(key) if peak is None else self._sources.peaks.save(key, peak))
@@ -181,17 +188,21 @@ class Admissions:
         return await self._sources.sizer.facts(path) if path else ModelFacts(0)
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
-        asked = replace(spec, engine=self._kind(spec), ctx_size=ctx_size)
-        peak = self._peaks.get(self._peak_key(spec.engine, asked, placement))
+        asked = replace(self._of_kind(spec), ctx_size=ctx_size)
+        peak = self._peaks.get(self._peak_key(spec.engine, asked, facts.file_bytes, placement))
         options = self._options
         return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
-    def _peak_key(self, engine: str, spec: WorkerSpec, placement: Placement) -> str:
+    def _peak_key(self, engine: str, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str:
         """*engine*: the name that it has in the settings, *spec* with its kind instead."""
-        return f"{engine}:{sizing.peak_key(spec, placement, self._options.prompt_cache_bytes)}"
+        return f"{engine}:{sizing.peak_key(spec, file_bytes, placement, self._options.prompt_cache_bytes)}"
 
     def _engine(self, spec: WorkerSpec) -> EngineOptions:
         return self._options.engines.get(spec.engine, EngineOptions())
+
+    def _of_kind(self, spec: WorkerSpec) -> WorkerSpec:
+        """*spec* with what its engine is for the name that it has in the settings."""
+        return replace(spec, engine=self._kind(spec))
 
     def _kind(self, spec: WorkerSpec) -> str:
         return kind_of(spec.engine, self._engine(spec))
@@ -202,10 +213,17 @@ class Admissions:
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
 
-    async def added_args(self, spec: WorkerSpec, placement: Placement) -> tuple[str, ...]:
-        """What its engine is told beside what was asked for. Raises ModelNotFound or NotAModelFile."""
-        header = (await self._facts(spec)).header if self._kind(spec) == LLAMA_CPP else None
-        return repacking.added_args(header, spec.engine_args, placement, self._options.processor) if header else ()
+    async def added_args(self, record: Record) -> tuple[str, ...]:
+        """What the engine of a worker that is about to start is told beside what was asked for.
+
+        Raises ModelNotFound or NotAModelFile.
+        """
+        spec = record.worker.spec
+        facts = await self._facts(spec)
+        record.model_bytes = facts.file_bytes
+        if facts.header is None or self._kind(spec) != LLAMA_CPP:
+            return ()
+        return repacking.added_args(facts.header, spec.engine_args, record.placement, self._options.processor)
 
     # What there is.
 
@@ -298,6 +316,11 @@ class Admissions:
 
     def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
         spec, key = record.worker.spec, self._key_of(record, placement)
+        if key is None:
+            # One that an earlier hive has started: of the model that is there now, once it has been looked at.
+            self._unsized[record.worker_id] = record
+            self._has_work.set()
+            return
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
         limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)
@@ -310,18 +333,18 @@ class Admissions:
         )
         if _exceeds(peak, known):
             self._peaks[key] = self._unsaved[key] = peak
-            self._has_unsaved.set()
+            self._has_work.set()
 
     def forget_peak(self, record: Record) -> None:
         """A life that was ended for its memory was at fault: what it took is no measure for the next."""
         key = self._key_of(record, record.placement)
-        if self._peaks.pop(key, None) is not None:
+        if key is not None and self._peaks.pop(key, None) is not None:
             self._unsaved[key] = None
-            self._has_unsaved.set()
+            self._has_work.set()
 
-    def _key_of(self, record: Record, placement: Placement) -> str:
-        spec = record.worker.spec
-        return self._peak_key(spec.engine, replace(spec, engine=self._kind(spec)), placement)
+    def _key_of(self, record: Record, placement: Placement) -> str | None:
+        spec, size = record.worker.spec, record.model_bytes
+        return None if size is None else self._peak_key(spec.engine, self._of_kind(spec), size, placement)
 
     async def wait_returned(self, record: Record) -> None:
         """Return once what a life that has ended held of its devices is seen free, or after RETURN_TIMEOUT.

@@ -53,7 +53,7 @@ class Launching:
             placement=record.placement,
             device_uuids=self._admissions.uuids(record.placement),
             memory_limit_bytes=self._hard_limit(spec),
-            added_engine_args=await self._admissions.added_args(spec, record.placement),
+            added_engine_args=await self._admissions.added_args(record),
         )
 
     def _hard_limit(self, spec: WorkerSpec) -> int | None:

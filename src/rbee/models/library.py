@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from rbee.core.errors import ModelNotFound, NotAModelFile
 from rbee.core.model_ref import BUILT_IN_ALIASES, ModelRef, Scheme
+from rbee.models.facts import part_paths
 
 LOOK_TIMEOUT: Final = 10.0
 """Seconds for a look at one file's header; a network disk that takes longer would not load a model either."""
@@ -55,17 +56,22 @@ class ModelLibrary:
         return str(path)
 
     def _in_allowed_root(self, path: Path) -> Path:
+        """Where it really is; of a model in parts, where they have their names: each may be a link, as in a cache."""
         try:
-            resolved = path.resolve()
+            parts = [Path(part) for part in part_paths(str(path.parent.resolve() / path.name))]
+            for part in parts:
+                self._check_root(part.resolve())
+            return parts[0] if len(parts) > 1 else parts[0].resolve()
         except (OSError, RuntimeError) as error:
             raise ModelNotFound(f"'{path}' cannot be followed: {error}.") from None
+
+    def _check_root(self, resolved: Path) -> None:
         if not any(resolved.is_relative_to(root) for root in self._allowed_roots):
             roots = ", ".join(str(root) for root in self._allowed_roots)
             raise ModelNotFound(
-                f"'{path}' is outside the directories that models may come from ({roots}). Move it there, or add its "
-                "directory to models.allowed_roots."
+                f"'{resolved}' is outside the directories that models may come from ({roots}). Move it there, or add "
+                "its directory to models.allowed_roots."
             )
-        return resolved
 
 
 def _in_package(ref: ModelRef) -> Path:

@@ -15,7 +15,8 @@ from rbee.models.library import LOOK_TIMEOUT
 MAX_REMEMBERED: Final = 1000
 """Models; one takes a few KiB."""
 _MAX_THREADS: Final = 8
-"""A disk that does not answer holds these, and not those that everybody else needs."""
+"""Of looks that somebody waits for, apart from the threads that everybody else needs. One that was given up keeps its
+thread until the disk answers."""
 
 
 class Headers(Protocol):

@@ -11,6 +11,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from rbee import __version__
 from rbee.core.claims import Peak
 from rbee.core.model_header import ModelFacts
 from rbee.storage import aside
@@ -39,11 +40,13 @@ class ModelStore:
     """A small cache in one file. No call raises for what is wrong with the file or its disk.
 
     A file that is damaged, or of another version, is made anew; with a disk that cannot be written everything is
-    forgotten. Either is logged once. Every call runs in a thread, one at a time.
+    forgotten. Either is logged once. Every call runs in a thread, one at a time. Headers that another *version* has
+    read are not known: it may have understood them otherwise.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, version: str = __version__) -> None:
         self._path = path
+        self._version = version
         self._one = anyio.CapacityLimiter(1)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -63,10 +66,13 @@ class ModelStore:
 
     async def facts(self, path: str, stamp: str) -> ModelFacts | None:
         """What was kept of the file at *path*, if it still has this *stamp*."""
-        return await self._run(lambda db: _read_facts(db, path, stamp), None)
+        return await self._run(lambda db: _read_facts(db, path, self._stamp(stamp)), None)
 
     async def keep_facts(self, path: str, stamp: str, facts: ModelFacts) -> None:
-        await self._run(lambda db: _put(db, "headers", path, stamp, _json(facts)), None)
+        await self._run(lambda db: _put(db, "headers", path, self._stamp(stamp), _json(facts)), None)
+
+    def _stamp(self, stamp: str) -> str:
+        return f"{self._version} {stamp}"
 
     def close(self) -> None:
         """Nothing is kept from now on. A call that hangs is left to itself: the hive's end does not wait for it."""

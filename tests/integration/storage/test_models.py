@@ -66,6 +66,14 @@ async def test_a_file_of_another_stamp_is_not_known(path, store):
     assert await store.facts("/other.gguf", "1:2") is None
 
 
+async def test_a_header_that_another_version_read_is_not_known_and_its_peaks_are(path):
+    await fill(path)
+    later = ModelStore(path, "99.0")
+    assert await later.facts("/m.gguf", "1:2") is None
+    assert await later.load() == {"k": PEAK}
+    later.close()
+
+
 async def test_a_later_peak_takes_the_place_of_the_earlier(path, store):
     await fill(path)
     await store.save("k", Peak(8))

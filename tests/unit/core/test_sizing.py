@@ -277,20 +277,21 @@ def test_a_peak_of_another_number_of_devices_says_nothing_of_these():
 
 
 def test_a_peak_is_of_a_model_and_the_settings_that_decide_its_need():
-    key = peak_key(SPEC, CPU, 0)
+    key = peak_key(SPEC, 9, CPU, 0)
     for changes in ({"ctx_size": 2048}, {"slots": 3}, {"engine_args": ("--no-mmap",)}, {"model_ref": "hf:a/c"}):
-        assert peak_key(replace(SPEC, **changes), CPU, 0) != key
-    assert len({key, peak_key(SPEC, ONE, 0), peak_key(SPEC, TWO, 0), peak_key(SPEC, CPU, MIB)}) == 4
+        assert peak_key(replace(SPEC, **changes), 9, CPU, 0) != key
+    assert peak_key(SPEC, 8, CPU, 0) != key
+    assert len({key, peak_key(SPEC, 9, ONE, 0), peak_key(SPEC, 9, TWO, 0), peak_key(SPEC, 9, CPU, MIB)}) == 4
 
 
 def test_a_peak_is_the_same_for_whoever_runs_it_and_wherever():
     other = replace(SPEC, worker_id="w-2", alias="x", max_memory_bytes=1, device=1)
-    assert peak_key(other, Placement("cuda", (3,), (1.0,)), 0) == peak_key(SPEC, ONE, 0)
+    assert peak_key(other, 9, Placement("cuda", (3,), (1.0,)), 0) == peak_key(SPEC, 9, ONE, 0)
 
 
 def test_the_order_of_arguments_does_not_matter_to_a_peak():
     there, back = (replace(SPEC, engine_args=args) for args in (("--mlock", "--no-mmap"), ("--no-mmap", "--mlock")))
-    assert peak_key(there, CPU, 0) == peak_key(back, CPU, 0)
+    assert peak_key(there, 9, CPU, 0) == peak_key(back, 9, CPU, 0)
 
 
 def test_a_large_model_of_the_field_gets_no_absurd_figure():

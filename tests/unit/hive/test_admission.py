@@ -351,6 +351,22 @@ async def test_a_peak_that_hardly_grows_is_not_written_again():
         assert list(hive.peaks.saved.values()) == [Peak(3 * GIB)]
 
 
+async def test_another_model_under_the_same_name_does_not_inherit_a_peak():
+    hive = FakeHive()
+    spec = WorkerSpec("", "file:/models/model.gguf")
+    hive.sizer.size_bytes = 5 * GIB
+    async with running(hive):
+        record = await ready_worker(hive, spec)
+        hive.sizer.size_bytes = 1 * GIB
+        record.footprint = Footprint(7 * GIB, 7 * GIB, peak_rss_bytes=7 * GIB)
+        await hive.pool.admissions.note_measured()
+        smaller = await hive.pool.consider(spec)
+        hive.sizer.size_bytes = 5 * GIB
+        same = await hive.pool.consider(spec)
+    assert smaller.claim.need.ram.total_bytes < 2 * GIB
+    assert same.claim.need.ram.total_bytes == 7 * GIB
+
+
 async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_peak_of_memory():
     hive = FakeHive()
     hive.machine.devices = (gpu(0, 20),)
