@@ -159,7 +159,7 @@ class Daemon:
             rows = await self._store.load()
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._pool.run)
-                await self._pool.admissions.load_peaks()
+                await self._pool.admissions.peaks.load()
                 await self._pool.adopt(rows)
                 # From here on a signal finds every worker that there is.
                 tasks.start_soon(self._obey, signals, tasks)

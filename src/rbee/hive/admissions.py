@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -13,7 +12,7 @@ import structlog
 from rbee.core import admission, backends, model_ref, repacking, sizing
 from rbee.core.admission import Demand, Limits, Resource, Verdict
 from rbee.core.backends import Choice
-from rbee.core.claims import Claim, Holding, Need, Parts, Peak, Placement
+from rbee.core.claims import Claim, Holding, Need, Parts, Placement
 from rbee.core.engine_args import LLAMA_CPP
 from rbee.core.errors import ControlUnavailable, DoesNotFit, RequestError
 from rbee.core.launch import EngineOptions, Footprint, kind_of
@@ -21,6 +20,7 @@ from rbee.core.model_header import ModelFacts
 from rbee.core.resources import DeviceReading, EngineBuild, MachineReading
 from rbee.core.routing import RouteTable
 from rbee.core.worker import WorkerSpec, WorkerState
+from rbee.hive.peaks import PeakBook
 from rbee.hive.ports import Library, Machine, Node, Peaks, Sizer
 from rbee.hive.registry import Record, Registry
 
@@ -31,8 +31,6 @@ MAX_READING_AGE: Final = 2.0
 RETURN_INTERVAL: Final = 0.25
 RETURN_TIMEOUT: Final = 5.0
 """Seconds for the memory of an ended worker to be seen free again, looked for every RETURN_INTERVAL."""
-PEAK_STEP: Final = 1.01
-"""Times the peak that is known, above which a new one is worth a write."""
 
 _IN_MOTION: Final = (WorkerState.STARTING, WorkerState.LOADING, WorkerState.STOPPING)
 """States in which what a worker holds changes by gigabytes within a second."""
@@ -83,31 +81,10 @@ class Admissions:
         self._sources = sources
         self._registry = registry
         self._routes = routes
-        self._peaks: dict[str, Peak] = {}
+        self.peaks = PeakBook(sources.peaks, self._peak_key, self._facts, options.limits.max_worker_memory)
         self._last: MachineReading | None = None
-        self._unsaved: dict[str, Peak | None] = {}
-        self._unsized: dict[str, Record] = {}
-        self._has_work = anyio.Event()
         self._uuids: dict[tuple[str, int], str] = {}
         self.refusals: Counter[Resource] = Counter()
-
-    async def load_peaks(self) -> None:
-        """Remember what was measured by the hives before."""
-        self._peaks.update(await self._sources.peaks.load())
-
-    async def run(self) -> None:
-        """Write down what is measured, apart from who measures: a disk that hangs must not keep limits from holding."""
-        while True:
-            await self._has_work.wait()
-            self._has_work = anyio.Event()
-            unsized, self._unsized = self._unsized, {}
-            for record in unsized.values():
-                # Of a model that is gone nothing is kept.
-                with suppress(RequestError):
-                    record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
-            unsaved, self._unsaved = self._unsaved, {}
-            for key, peak in unsaved.items():
-                await (self._sources.peaks.forget(key) if peak is None else self._sources.peaks.save(key, peak))
 
     # What is asked.
 
@@ -189,13 +166,14 @@ class Admissions:
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked = replace(self._of_kind(spec), ctx_size=ctx_size)
-        peak = self._peaks.get(self._peak_key(spec.engine, asked, facts.file_bytes, placement))
+        peak = self.peaks.of(spec, facts.file_bytes, placement)
         options = self._options
         return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
-    def _peak_key(self, engine: str, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str:
-        """*engine*: the name that it has in the settings, *spec* with its kind instead."""
-        return f"{engine}:{sizing.peak_key(spec, file_bytes, placement, self._options.prompt_cache_bytes)}"
+    def _peak_key(self, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str:
+        # By its name too: two commands are of one kind.
+        cache = self._options.prompt_cache_bytes
+        return f"{spec.engine}:{sizing.peak_key(self._of_kind(spec), file_bytes, placement, cache)}"
 
     def _engine(self, spec: WorkerSpec) -> EngineOptions:
         return self._options.engines.get(spec.engine, EngineOptions())
@@ -301,7 +279,7 @@ class Admissions:
                 record.vram = None
                 continue
             record.vram = vram_of(record.claim.placement, record.footprint, devices)
-            self._note_peak(record, record.claim.placement, record.footprint)
+            self.peaks.note(record, record.claim.placement, record.footprint)
 
     async def _devices_of(
         self, records: Sequence[Record], max_age: float = MAX_READING_AGE
@@ -313,38 +291,6 @@ class Admissions:
         except ControlUnavailable as error:
             log.warning("devices_not_measured", reason=error.message)
             return ()
-
-    def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
-        spec, key = record.worker.spec, self._key_of(record, placement)
-        if key is None:
-            # One that an earlier hive has started: of the model that is there now, once it has been looked at.
-            self._unsized[record.worker_id] = record
-            self._has_work.set()
-            return
-        known = self._peaks.get(key, Peak(0))
-        # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
-        limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)
-        seen = record.vram or {}
-        vram = tuple(seen.get(device, 0) for device in placement.devices)
-        before = known.vram_bytes or (0,) * len(vram)
-        peak = Peak(
-            max(known.ram_bytes, min(limit, _ram_taken(placement, footprint))),
-            tuple(max(pair) for pair in zip(before, vram, strict=False)),
-        )
-        if _exceeds(peak, known):
-            self._peaks[key] = self._unsaved[key] = peak
-            self._has_work.set()
-
-    def forget_peak(self, record: Record) -> None:
-        """A life that was ended for its memory was at fault: what it took is no measure for the next."""
-        key = self._key_of(record, record.placement)
-        if key is not None and self._peaks.pop(key, None) is not None:
-            self._unsaved[key] = None
-            self._has_work.set()
-
-    def _key_of(self, record: Record, placement: Placement) -> str | None:
-        spec, size = record.worker.spec, record.model_bytes
-        return None if size is None else self._peak_key(spec.engine, self._of_kind(spec), size, placement)
 
     async def wait_returned(self, record: Record) -> None:
         """Return once what a life that has ended held of its devices is seen free, or after RETURN_TIMEOUT.
@@ -400,22 +346,6 @@ def _is_in_motion(record: Record) -> bool:
     return worker.state in _IN_MOTION or (worker.ready_since is not None and record.measured_at < worker.ready_since)
 
 
-def _ram_taken(placement: Placement, footprint: Footprint) -> int:
-    """The most that was resident; beside devices what is now, since a model on its way there passes through the map of
-    its file, all of it pages that the kernel can drop."""
-    if placement.devices:
-        return footprint.private_bytes + footprint.locked_bytes
-    return footprint.peak_rss_bytes
-
-
 def _claim_as_measured(footprint: Footprint | None) -> Claim | None:
     """One that was not admitted here (started by hand, say) has what it holds: its mapped pages look available."""
     return None if footprint is None else Claim(Placement(), Need(Parts(weights_bytes=footprint.rss_bytes)))
-
-
-def _exceeds(peak: Peak, known: Peak) -> bool:
-    pairs = [
-        (peak.ram_bytes, known.ram_bytes),
-        *zip(peak.vram_bytes, known.vram_bytes or peak.vram_bytes, strict=False),
-    ]
-    return any(new > PEAK_STEP * old for new, old in pairs) or (bool(peak.vram_bytes) and not known.vram_bytes)

@@ -107,7 +107,7 @@ class Pool:
         """Hold the supervisors' tasks until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self.admissions.run)
+            tasks.start_soon(self.admissions.peaks.run)
             task_status.started()
             await anyio.sleep_forever()
 
@@ -402,7 +402,7 @@ class Pool:
             return
         record = self._registry.get(entry.worker_id)
         if entry.exit is not None and entry.exit.reason is ExitReason.OVER_MEMORY:
-            self.admissions.forget_peak(record)
+            self.admissions.peaks.forget(record)
         if entry.after is WorkerState.READY:
             self.circuits.became_ready(record.worker.spec)
         elif entry.after is WorkerState.FAILED:

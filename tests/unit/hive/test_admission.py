@@ -324,7 +324,7 @@ async def test_the_peaks_of_an_earlier_hive_count():
         await settled()
     hive = FakeHive(peaks=before.peaks)
     async with running(hive):
-        await hive.pool.admissions.load_peaks()
+        await hive.pool.admissions.peaks.load()
         spawned = await hive.pool.spawn(holding(1))
         assert spawned.claim is not None
         assert spawned.claim.need.ram.total_bytes == 3 * GIB
