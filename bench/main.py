@@ -1,4 +1,4 @@
-"""The bars of the hive in one run: start, idle, heartbeats, load, keeper, tokens, command line, and supervision.
+"""The bars of the hive in one run: start, idle, heartbeats, load, keeper, tokens, command line, supervision, admission.
 
 Prints a table. Exit status 1 when a bar is missed: a figure is never rounded into one.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import models, sampling, supervision
+from bench import admission, models, sampling, supervision
 from bench.measure import (
     MIB,
     Row,
@@ -215,6 +215,7 @@ PARTS = {
     "many": supervision.many,
     "adoption": supervision.adoption,
     "sampling": sampling.sampling,
+    "admission": admission.admission,
 }
 
 

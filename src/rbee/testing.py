@@ -292,6 +292,10 @@ class FakePeaks:
         await anyio.lowlevel.checkpoint()
         self.saved[key] = peak
 
+    async def forget(self, key: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.saved.pop(key, None)
+
 
 @dataclass(eq=False)
 class FakeHive:

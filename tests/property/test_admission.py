@@ -318,7 +318,9 @@ class Admission(RuleBasedStateMachine):
         assert self.ask(changed, limits, without).fits, advice.text
         for worker_id in without:
             fewer = [name for name in without if name != worker_id]
-            assert not self.ask(demand, limits, fewer).fits, f"{worker_id} could have stayed"
+            verdict = self.ask(demand, limits, fewer)
+            # A division that only just fits may be missed: looking for each would take too long.
+            assert not verdict.fits or verdict.claim.placement.devices[1:], f"{worker_id} could have stayed"
         if advice.ctx_size is not None and advice.ctx_size + 256 < demand.ctx_size:
             assert demand.devices[1:] or not self.ask(replace(demand, ctx_size=advice.ctx_size + 256), limits).fits
 

@@ -114,6 +114,8 @@ class Hive:
                 if response.status == 404
                 else Refused(f"{response.status} {response.reason}", response.status)
             )
+        if code == "route_not_found":
+            message = f"The hive at {self.url} is older than this command line, and does not know this; update it."
         if response.status == 401:
             message += " The command line takes its token from RBEE_API_TOKEN."
         return Refused(message, response.status, code, details if isinstance(details, dict) else None)

@@ -175,8 +175,7 @@ def fits(hive: Hive, as_json: bool, model: str, engine_args: tuple[str, ...], **
         _print_json(verdict)
     else:
         resources.show_verdict(verdict)
-        for line in [verdict["message"]] if verdict["fits"] else [advice["text"] for advice in verdict["advice"]]:
-            click.echo(line)
+        click.echo(verdict["message"])
     if not verdict["fits"]:
         raise click.exceptions.Exit(1)
 

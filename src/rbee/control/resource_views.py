@@ -17,14 +17,20 @@ from rbee.core.admission import Limits
 from rbee.core.claims import Holding
 from rbee.core.ledger import Account, ram_account, vram_accounts
 from rbee.core.resources import DeviceReading, DiskReading, EngineBuild, MachineReading, state_reserve
+from rbee.core.routing import RouteTable
 from rbee.hive.admissions import Survey
-from rbee.hive.registry import Registry
+from rbee.hive.registry import Record, Registry
 
 Accounts = Mapping[tuple[str, int], Account]
 
 
 def resources_view(
-    survey: Survey, registry: Registry, limits: Limits, builds: Mapping[str, EngineBuild], now: float
+    survey: Survey,
+    registry: Registry,
+    routes: RouteTable,
+    limits: Limits,
+    builds: Mapping[str, EngineBuild],
+    now: float,
 ) -> ResourcesView:
     """*now* is the hive's monotonic clock, seconds; *builds*: what each engine that can be asked was built for."""
     machine, ram = survey.machine, ram_account(survey.machine, survey.holdings)
@@ -37,7 +43,10 @@ def resources_view(
             models=_disk(machine.models_disk, limits.min_free_disk),
             state=_disk(machine.state_disk, limits.log_bytes + state_reserve(machine.state_disk)),
         ),
-        workers=[_worker(holding, registry, ram, accounts) for holding in survey.holdings],
+        workers=[
+            _worker(holding, registry.find(holding.worker_id), routes.in_flight(holding.worker_id), ram, accounts)
+            for holding in survey.holdings
+        ],
         engines=[
             EngineResource(
                 engine=name,
@@ -115,8 +124,10 @@ def _disk(disk: DiskReading, margin_bytes: int) -> DiskResource:
     )
 
 
-def _worker(holding: Holding, registry: Registry, ram: Account, accounts: Accounts) -> WorkerResource:
-    claim, record = holding.claim, registry.find(holding.worker_id)
+def _worker(
+    holding: Holding, record: Record | None, in_flight: int, ram: Account, accounts: Accounts
+) -> WorkerResource:
+    claim = holding.claim
     backend, devices = claim.placement.backend, claim.placement.devices
     footprint = None if record is None else record.footprint
     seen = holding.vram_bytes
@@ -124,7 +135,7 @@ def _worker(holding: Holding, registry: Registry, ram: Account, accounts: Accoun
         worker_id=holding.worker_id,
         model_ref=holding.model_ref,
         # One that is gone keeps its claim until what it held is seen to be free again.
-        state="gone" if record is None else str(record.worker.state),
+        state="gone" if record is None else record.worker.shown_state(in_flight),
         backend=backend,
         devices=list(devices),
         source=str(claim.need.source),

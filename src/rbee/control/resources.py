@@ -23,4 +23,4 @@ async def resources(here: Here) -> ResourcesView:
     """Memory, devices and disks, and what each worker has a claim to."""
     admissions = here.pool.admissions
     survey, builds = await admissions.survey(), await admissions.builds()
-    return resources_view(survey, here.registry, here.limits, builds, anyio.current_time())
+    return resources_view(survey, here.registry, here.routes, here.limits, builds, anyio.current_time())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rbee.core.advice import Case, advise
+from rbee.core.advice import advise
 from rbee.core.checks import (
     floor_check,
     listed,
@@ -35,7 +35,7 @@ def decide(demand: Demand, machine: MachineReading, holdings: Sequence[Holding],
     fits = all(check.fits for check in checks)
     advice: tuple[Advice, ...] = ()
     if not fits and (demand.devices or demand.backend == "cpu"):
-        advice = advise(Case(demand, ledger, limits, checks))
+        advice = advise(demand, ledger, limits, checks)
     if placed.over_bytes:
         checks += _checks_elsewhere(demand, ledger, limits, placed, room)
     claim = Claim(placed.placement, placed.need)

@@ -18,14 +18,14 @@ NAMED: Final = 3
 
 
 def ram_check(demand: Demand, ledger: Ledger, limits: Limits, need_bytes: int) -> Check:
-    limit, setting = ledger.ram_limit(demand, limits)
+    bounds = ledger.ram_limits(demand, limits)
     asked = _asked(Resource.RAM, ledger.ram, need_bytes, limits.min_free_memory)
-    return _judged(replace(asked, limit_bytes=limit), "Memory", MIN_FREE_MEMORY, setting)
+    return _judged(replace(asked, limit_bytes=bounds[0][0]), "Memory", MIN_FREE_MEMORY, bounds)
 
 
 def floor_check(ram: Account, limits: Limits) -> Check:
     """Whether the margin alone is left of host memory."""
-    return _judged(_asked(Resource.RAM, ram, 0, limits.min_free_memory), "Memory", MIN_FREE_MEMORY)
+    return _judged(_asked(Resource.RAM, ram, 0, limits.min_free_memory), "No worker fits now. Memory", MIN_FREE_MEMORY)
 
 
 def vram_check(device: DeviceReading, account: Account, limits: Limits, need_bytes: int) -> Check:
@@ -74,21 +74,23 @@ def _asked(resource: Resource, account: Account, need_bytes: int, margin_bytes: 
     )
 
 
-def _judged(check: Check, subject: str, margin_setting: str, limit_setting: str = "") -> Check:
-    """The *check* with its outcome, the setting that is in the way, and a sentence about *subject*."""
-    is_above = check.limit_bytes is not None and check.need_bytes > check.limit_bytes
+def _judged(check: Check, subject: str, margin_setting: str, bounds: Sequence[tuple[int, str]] = ()) -> Check:
+    """The *check* with its outcome, the setting that is in the way, and a sentence about *subject*.
+
+    *bounds*: bytes that one worker may have at most and what says so, the least first.
+    """
     missing = check.need_bytes + check.margin_bytes + check.reserved_bytes - check.free_bytes
-    setting, reasons = "", []
-    if is_above:
-        setting = limit_setting
-        limit = size_text(check.limit_bytes or 0)
-        reasons.append(f"{size_text(check.need_bytes)} needed, and {limit_setting} allows a worker {limit}")
+    exceeded = [(name, f"{name} allows a worker {size_text(size)}") for size, name in bounds if check.need_bytes > size]
+    setting, need = "", f"{size_text(check.need_bytes)} needed, " if check.need_bytes else ""
+    balance = _balance(check, margin_setting, missing)
+    if exceeded:
+        setting = exceeded[0][0]
+        limits = f"and {' and '.join(words for _, words in exceeded)}"
+        balance = f"{limits}; {balance}" if missing > 0 else limits
     elif 0 < missing <= check.margin_bytes:
         setting = margin_setting
-    if missing > 0 or not is_above:
-        reasons.append(_balance(check, margin_setting, missing))
-    reason = f"{subject}: {'; '.join(reasons)}."
-    return replace(check, fits=not is_above and missing <= 0, reason=reason, setting=setting)
+    reason = f"{subject}: {need}{balance}."
+    return replace(check, fits=not exceeded and missing <= 0, reason=reason, setting=setting)
 
 
 def _balance(check: Check, margin_setting: str, missing: int) -> str:
@@ -96,10 +98,9 @@ def _balance(check: Check, margin_setting: str, missing: int) -> str:
     if check.reserved_bytes:
         left += f" ({size_text(check.free_bytes)} free, {size_text(check.reserved_bytes)} reserved for "
         left += f"{_reservers(check)})"
-    need = f"{size_text(check.need_bytes)} needed, " if check.need_bytes else ""
     source = f" ({margin_setting})" if margin_setting else ""
     short = f", {size_text(missing)} missing" if missing > 0 else ""
-    return f"{need}{left}, {size_text(check.margin_bytes)} must stay free{source}{short}"
+    return f"{left}, {size_text(check.margin_bytes)} must stay free{source}{short}"
 
 
 def _reservers(check: Check) -> str:

@@ -55,17 +55,16 @@ class Ledger:
         # The limit holds for one worker, whatever leaves.
         ram = _left(self.ram, leaving) - limits.min_free_memory
         return Room(
-            min(ram, self.ram_limit(demand, limits)[0]),
+            min(ram, self.ram_limits(demand, limits)[0][0]),
             {device.index: _left(self.vram[device.index], leaving) - limits.min_free_vram for device in demand.devices},
             self.state_disk_fits(limits) and self.models_disk_fits(demand, limits),
         )
 
     @staticmethod
-    def ram_limit(demand: Demand, limits: Limits) -> tuple[int, str]:
-        """The most that one worker may have, bytes, and the name of what says so."""
-        if demand.limit_bytes is not None and demand.limit_bytes < limits.max_worker_memory:
-            return demand.limit_bytes, "max_memory_bytes"
-        return limits.max_worker_memory, "limits.max_worker_memory"
+    def ram_limits(demand: Demand, limits: Limits) -> list[tuple[int, str]]:
+        """The most that one worker may have, bytes, and the name of what says so; the least first."""
+        own = [] if demand.limit_bytes is None else [(demand.limit_bytes, "max_memory_bytes")]
+        return sorted([*own, (limits.max_worker_memory, "limits.max_worker_memory")])
 
     def state_disk_fits(self, limits: Limits) -> bool:
         return self.machine.state_disk.free_bytes - limits.log_bytes >= state_reserve(self.machine.state_disk)

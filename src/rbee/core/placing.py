@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from rbee.core.claims import Need, Placement
@@ -28,10 +28,11 @@ class Placed:
         return self.over_bytes == 0 and self.need.ram.total_bytes <= room.ram_bytes and room.disk_fits
 
 
-def place(demand: Demand, room: Room, ctx_size: int) -> Placed:
+def place(demand: Demand, room: Room, ctx_size: int, is_thorough: bool = True) -> Placed:
     """The fewest devices that suffice, those with most room first; where none do, what lacks least.
 
-    A model for a GPU is never placed on the CPU.
+    A model for a GPU is never placed on the CPU. What is found for less than *is_thorough* fits too, but a division
+    that only just does may be missed.
     """
     if not room.vram_bytes:
         placement = Placement(demand.backend)
@@ -39,20 +40,19 @@ def place(demand: Demand, room: Room, ctx_size: int) -> Placed:
     widest = sorted(room.vram_bytes, key=lambda number: (-room.vram_bytes[number], number))
     best = _divide(demand, room, ctx_size, widest[:1])
     usable = [number for number in widest if room.vram_bytes[number] > 0]
+    # Divided it takes more in all, never less: of too few or too small ones only how much is missing is asked for.
+    whole, reach = best.need.vram[0].total_bytes, list(accumulate(room.vram_bytes[number] for number in usable))
     counts = range(2, len(usable) + 1)
-    if best.need.vram[0].total_bytes > sum(room.vram_bytes[number] for number in usable):
-        # Divided it takes more in all, never less: only how much is missing is still asked for.
-        counts = counts[-1:]
-    for count in counts:
+    for count in [count for count in counts if reach[count - 1] >= whole] or counts[-1:]:
         if best.over_bytes == 0:
             break
-        placed = _divide(demand, room, ctx_size, sorted(usable[:count]))
+        placed = _divide(demand, room, ctx_size, sorted(usable[:count]), is_thorough)
         if placed.over_bytes < best.over_bytes:
             best = placed
     return best
 
 
-def _divide(demand: Demand, room: Room, ctx_size: int, devices: Sequence[int]) -> Placed:
+def _divide(demand: Demand, room: Room, ctx_size: int, devices: Sequence[int], is_thorough: bool = True) -> Placed:
     """A model on all of these *devices*, at first in proportion to what is left on each.
 
     Layers are whole, and each device needs some memory of its own, so that split may miss where another one fits.
@@ -67,7 +67,7 @@ def _divide(demand: Demand, room: Room, ctx_size: int, devices: Sequence[int]) -
         shares = _levelled(shares, needs, rooms)
         placed = _try(demand, ctx_size, devices, shares, rooms)
         best = min(best, placed, key=lambda one: one.over_bytes)
-    if best.over_bytes:
+    if best.over_bytes and is_thorough:
         placed = _fill(demand, ctx_size, devices, rooms)
     return min(best, placed, key=lambda one: one.over_bytes)
 

@@ -5,8 +5,10 @@ Never exact, never less than what was measured: docs/admission.md holds the tabl
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
@@ -110,7 +112,10 @@ def estimate(header: ModelHeader, sizing: Sizing, placement: Placement) -> Need:
     """What llama.cpp takes for a model with these settings, placed so."""
     places = _places(header.layers, sizing, placement)
     caches = _caches(header, sizing)
-    own = [il for il in range(header.layers) if places[il] is None]
+    layers: dict[int | None, list[int]] = {}
+    for il in range(header.layers):
+        layers.setdefault(places[il], []).append(il)
+    own = layers.get(None, [])
     is_output_here = places[-1] is None
     host = Parts(
         weights_bytes=_host_weights(header, own, is_output_here) + _repacked(header, sizing, placement),
@@ -120,13 +125,15 @@ def estimate(header: ModelHeader, sizing: Sizing, placement: Placement) -> Need:
         overhead_bytes=_host_overhead(header, sizing, placement),
     )
     vram = []
+    # All devices but the one with the output compute alike.
+    compute = {has_output: _compute(header, sizing, placement, has_output) for has_output in (False, True)}
     for device in range(len(placement.devices)):
-        own = [il for il in range(header.layers) if places[il] == device]
+        own = layers.get(device, [])
         has_output = places[-1] == device
         parts = Parts(
             weights_bytes=sum(header.layer_bytes[il] for il in own) + (_copied_output(header) if has_output else 0),
             kv_cache_bytes=sum(caches[il] for il in own),
-            compute_bytes=_compute(header, sizing, placement, has_output),
+            compute_bytes=compute[has_output],
             overhead_bytes=_DEVICE_BYTES,
         )
         vram.append(parts)
@@ -177,9 +184,14 @@ def _places(layers: int, sizing: Sizing, placement: Placement) -> list[int | Non
     away = min(count, count if sizing.gpu_layers is None else sizing.gpu_layers) if placement.devices else 0
     shares = placement.split or (1.0,) * len(placement.devices)
     ends = list(accumulate(shares))
-    last = len(ends) - 1
-    placed = [next((n for n, end in enumerate(ends) if end / ends[-1] > i / away), last) for i in range(away)]
-    return [*[None] * (count - away), *placed]
+    placed: list[int | None] = [None] * (count - away)
+    parts = [i / away for i in range(away)]
+    first = 0
+    for device, end in enumerate(ends[:-1]):
+        begin = first
+        first = bisect_left(parts, end / ends[-1], begin)
+        placed += [device] * (first - begin)
+    return placed + [len(ends) - 1] * (away - first)
 
 
 def _host_weights(header: ModelHeader, own: Sequence[int], is_output_here: bool) -> int:
@@ -239,6 +251,7 @@ def _padded(cells: int) -> int:
     return -(-cells // _PAD) * _PAD
 
 
+@lru_cache(maxsize=4)
 def _caches(header: ModelHeader, sizing: Sizing) -> list[int]:
     """Keys and values of all slots by layer, or states in recurrent ones: allocated, and written, at the start."""
     full, window = _cells(sizing), _window(header, sizing)
@@ -270,6 +283,7 @@ def _state_bytes(header: ModelHeader, il: int) -> int:
     return header.state_bytes[il] if il < len(header.state_bytes) else 0
 
 
+@lru_cache(maxsize=4)
 def _checkpoints(header: ModelHeader, sizing: Sizing) -> int:
     """Copies, in host memory, of what a slot cannot go back in: its windows and its recurrent states."""
     tokens = min(header.sliding_window, _cells(sizing))

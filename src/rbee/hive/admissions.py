@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -83,6 +84,10 @@ class Admissions:
         self._registry = registry
         self._routes = routes
         self._peaks: dict[str, Peak] = {}
+        self._last: MachineReading | None = None
+        self._unsaved: dict[str, Peak | None] = {}
+        self._unsized: dict[str, Record] = {}
+        self._has_errands = anyio.Event()
         self._uuids: dict[tuple[str, int], str] = {}
         self.refusals: Counter[Resource] = Counter()
 
@@ -90,11 +95,26 @@ class Admissions:
         """Remember what was measured by the hives before."""
         self._peaks.update(await self._sources.peaks.load())
 
+    async def run(self) -> None:
+        """Do what measuring needs of disks, apart from it: one that hangs must not keep limits from holding."""
+        while True:
+            await self._has_errands.wait()
+            self._has_errands = anyio.Event()
+            unsized, self._unsized = self._unsized, {}
+            for record in unsized.values():
+                with suppress(RequestError):
+                    record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
+            unsaved, self._unsaved = self._unsaved, {}
+            for key, peak in unsaved.items():
+                await (self._sources.peaks.forget(key) if peak is None else self._sources.peaks.save(key, peak))
+
     # What is asked.
 
     async def choose(self, spec: WorkerSpec) -> Choice:
         """The backend and the devices that a worker may use. Raises InvalidField."""
-        machine = await self._look()
+        last, now = self._last, anyio.current_time()
+        # What devices there are is asked again before anything is granted: a fresh reading may serve twice.
+        machine = last if last is not None and now - last.at < MAX_READING_AGE else await self._look()
         return backends.choose(spec.backend, spec.device, spec.engine, await self._build(spec), machine)
 
     async def check_floor(self) -> None:
@@ -115,8 +135,12 @@ class Admissions:
         facts = ModelFacts(download_bytes) if download_bytes else await self._facts(spec)
         return Known(facts, await self._build(spec))
 
-    async def decide(self, spec: WorkerSpec, known: Known, download_bytes: int = 0) -> Verdict:
+    async def decide(
+        self, spec: WorkerSpec, known: Known, download_bytes: int = 0, *, is_restart: bool = False
+    ) -> Verdict:
         """Whether it fits now; the claim of a registered worker with its id does not count against it.
+
+        Of a restart, nor do those that were refused one.
 
         Raises InvalidField where the backend or the device is not there. Only under the lock of the pool is it still
         true when it is acted on.
@@ -134,7 +158,9 @@ class Admissions:
             download_bytes=download_bytes,
             others=_others(spec, choice, known.build, survey.machine),
         )
-        return admission.decide(demand, survey.machine, survey.holdings, self.limits)
+        refused = {record.worker_id for record in self._registry if record.is_refused and is_restart}
+        holdings = [holding for holding in survey.holdings if holding.worker_id not in refused]
+        return admission.decide(demand, survey.machine, holdings, self.limits)
 
     async def claim_as_placed(self, spec: WorkerSpec, placement: Placement) -> Claim | None:
         """What a worker that runs already has a claim to; None where its model cannot be looked at any more."""
@@ -217,9 +243,10 @@ class Admissions:
 
     async def _look(self, max_age: float = MAX_READING_AGE) -> MachineReading:
         try:
-            return await self._sources.machine.look(max_age)
+            self._last = machine = await self._sources.machine.look(max_age)
         except OSError as error:
             raise ControlUnavailable(f"What memory is left cannot be read now ({error}). Try again.") from error
+        return machine
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
         """What the workers hold that are starting, loading or ending, or were when they were sampled, by id."""
@@ -269,7 +296,7 @@ class Admissions:
                 record.vram = None
                 continue
             record.vram = vram_of(record.claim.placement, record.footprint, devices)
-            await self._note_peak(record, record.claim.placement, record.footprint)
+            self._note_peak(record, record.claim.placement, record.footprint)
 
     async def _devices_of(
         self, records: Sequence[Record], max_age: float = MAX_READING_AGE
@@ -282,15 +309,13 @@ class Admissions:
             log.warning("devices_not_measured", reason=error.message)
             return ()
 
-    async def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
-        spec = replace(record.worker.spec, engine=self._kind(record.worker.spec))
+    def _note_peak(self, record: Record, placement: Placement, footprint: Footprint) -> None:
         if record.model_bytes is None:
-            # One that an earlier hive has started: of the model that is there now, or of none.
-            try:
-                record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
-            except RequestError:
-                return
-        key = self._peak_key(record.worker.spec.engine, spec, record.model_bytes, placement)
+            # One that an earlier hive has started: which model that was has to be looked up first.
+            self._unsized[record.worker_id] = record
+            self._has_errands.set()
+            return
+        spec, key = record.worker.spec, self._key_of(record, placement)
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
         limit = min(self.limits.max_worker_memory, spec.max_memory_bytes or self.limits.max_worker_memory)
@@ -302,8 +327,19 @@ class Admissions:
             tuple(max(pair) for pair in zip(before, vram, strict=False)),
         )
         if _exceeds(peak, known):
-            self._peaks[key] = peak
-            await self._sources.peaks.save(key, peak)
+            self._peaks[key] = self._unsaved[key] = peak
+            self._has_errands.set()
+
+    def forget_peak(self, record: Record) -> None:
+        """A life that was ended for its memory was at fault: what it took is no measure for the next."""
+        key = self._key_of(record, record.placement)
+        if self._peaks.pop(key, None) is not None:
+            self._unsaved[key] = None
+            self._has_errands.set()
+
+    def _key_of(self, record: Record, placement: Placement) -> str:
+        spec = record.worker.spec
+        return self._peak_key(spec.engine, replace(spec, engine=self._kind(spec)), record.model_bytes or 0, placement)
 
     async def wait_returned(self, record: Record) -> None:
         """Return once what a life that has ended held of its devices is seen free, or after RETURN_TIMEOUT.

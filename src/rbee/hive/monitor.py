@@ -255,7 +255,7 @@ class Monitor:
             watch = self._watch(record)
             footprint = record.footprint = footprints.get(worker.pid)
             record.measured_at = at
-            record.pids = tuple({*record.pids, *(footprint.pids if footprint is not None else ())})
+            record.pids = record.pids if footprint is None else footprint.pids
             # Once there is an engine, it alone is watched for work: its keeper is never quite still.
             subject = worker.pid if worker.engine_pid is None else worker.engine_pid
             if subject in footprints:

@@ -16,7 +16,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from rbee.core import auth, events, model_ref
 from rbee.core.admission import Verdict
 from rbee.core.claims import Claim
-from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, RequestError, ShuttingDown
+from rbee.core.errors import AliasInUse, DoesNotFit, InvalidField, ShuttingDown
+from rbee.core.exits import ExitReason
 from rbee.core.launch import Launch, StoredWorker
 from rbee.core.liveness import seen
 from rbee.core.restart import key_of
@@ -88,7 +89,7 @@ class Pool:
             launch=self._launch,
             engine_key=self._launching.engine_key,
             answers=self._launching.answers,
-            restarts=Restarts(self.circuits, self._adopted, self._why_not_again),
+            restarts=Restarts(self.circuits, self._adopted, self._readmit),
             on_illegal_event=self._count_illegal_event,
             on_gone=self._gone,
             on_row_left=self._row_left,
@@ -106,6 +107,7 @@ class Pool:
         """Hold the supervisors' tasks until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
+            tasks.start_soon(self.admissions.run)
             task_status.started()
             await anyio.sleep_forever()
 
@@ -231,7 +233,7 @@ class Pool:
         """A row of an older version says nothing of what its worker was granted."""
         for record in list(self._registry):
             if record.claim is None and record.worker.state in ALIVE and not record.worker.spec.external:
-                record.claim = await self.admissions.claim_as_placed(record.worker.spec, record.placement)
+                record.grant(await self.admissions.claim_as_placed(record.worker.spec, record.placement))
 
     async def _clear_away(self) -> None:
         """What earlier hives left that belongs to nobody: processes without a keeper, folders without a worker."""
@@ -303,28 +305,28 @@ class Pool:
         for supervisor in self._supervisors.values():
             supervisor.ask_if_refused()
 
-    async def _why_not_again(self, worker: Worker) -> str | None:
-        """Why a worker may not be started again now, None where it is admitted: its claim is that of now."""
+    async def _readmit(self, worker: Worker) -> None:
+        """Let a worker be started again, its claim being that of now. Raises DoesNotFit, or what keeps it from asking.
+
+        Others that did not fit either do not stand in its way: each would wait for the memory of the other.
+        """
         record = self._registry.get(worker.spec.worker_id)
-        try:
-            # Not under the lock: a disk that hangs shall hold up this worker alone, and not the end of the hive.
-            known = await self.admissions.learn(worker.spec)
-            async with self.admission():
-                if record.worker.incarnation != worker.incarnation:
-                    return "it was started again meanwhile"  # That life has, or asks for, a claim of its own.
-                verdict = await self.admissions.decide(worker.spec, known)
-                if verdict.fits:
-                    record.claim = verdict.claim
-                    return None
-        except (RequestError, OSError) as error:
-            return str(error)
-        return verdict.message
+        # Not under the lock: a disk that hangs shall hold up this worker alone, and not the end of the hive.
+        known = await self.admissions.learn(worker.spec)
+        async with self.admission():
+            if record.worker.incarnation != worker.incarnation:
+                # That life has, or asks for, a claim of its own.
+                raise DoesNotFit("it was started again meanwhile")
+            verdict = await self.admissions.decide(worker.spec, known, is_restart=True)
+            if not verdict.fits:
+                record.is_refused = True
+                raise DoesNotFit(verdict.message)
+            record.grant(verdict.claim)
 
     async def _launch(self, record: Record) -> Launch:
         if record.worker.incarnation > 1:
             await self.admissions.wait_returned(record)
-            if (reason := await self._why_not_again(record.worker)) is not None:
-                raise DoesNotFit(reason)
+            await self._readmit(record.worker)
         return await self._launching.launch(record)
 
     def check_engine(self, spec: WorkerSpec) -> None:
@@ -399,9 +401,11 @@ class Pool:
         if entry.after is entry.before:
             return
         record = self._registry.get(entry.worker_id)
+        if entry.exit is not None and entry.exit.reason is ExitReason.OVER_MEMORY:
+            self.admissions.forget_peak(record)
         if entry.after is WorkerState.READY:
             self.circuits.became_ready(record.worker.spec)
         elif entry.after is WorkerState.FAILED:
             # It has no process, and is admitted again before it gets one: nobody shall wait for what it does not use.
-            record.claim = None
+            record.grant(None)
             self._let_refused_ask_again()

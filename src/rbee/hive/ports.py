@@ -165,6 +165,8 @@ class Peaks(Protocol):
 
     async def save(self, key: str, peak: Peak) -> None: ...
 
+    async def forget(self, key: str) -> None: ...
+
 
 class Machine(Protocol):
     """What this machine has. A driver that is missing or fails is a machine without its devices."""

@@ -17,11 +17,14 @@ class Record:
 
     ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``measured_at``,
     ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``: the admissions. ``unannounced``: its
-    supervisor. ``port``, ``started_at``: the pool, once; ``claim``: the pool, each time that it is admitted.
+    supervisor. ``port``, ``started_at``: the pool, once; ``claim``, ``is_refused``: the pool, each time that it is
+    admitted, or not.
 
-    ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: all processes of
-    its last life that were ever measured. ``vram``: bytes by device, as a driver tells. ``model_bytes``: of its model's
-    files when it was started.
+    ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: its processes
+    when they were last measured. ``vram``: bytes by device, as a driver tells. ``model_bytes``: of its model's files
+    when it was started.
+
+    ``is_refused``: it was to be started again, and did not fit; its claim is what it waits for.
 
     ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """
@@ -40,16 +43,23 @@ class Record:
     pids: tuple[int, ...] = ()
     model_bytes: int | None = None
     unannounced: bool = False
+    is_refused: bool = False
+    _placed: Placement | None = None
 
     @property
     def worker_id(self) -> str:
         return self.worker.spec.worker_id
 
+    def grant(self, claim: Claim | None) -> None:
+        """It may take this much; None: nothing any more."""
+        self._placed, self.claim, self.is_refused = self.placement, claim, False
+
     @property
     def placement(self) -> Placement:
-        """Where it runs; of one that was started by hand, where it says that it does."""
-        if self.claim is not None:
-            return self.claim.placement
+        """Where it runs, or ran last; of one that was started by hand, where it says that it does."""
+        placed = self._placed if self.claim is None else self.claim.placement
+        if placed is not None:
+            return placed
         spec = self.worker.spec
         return Placement() if spec.backend in ("auto", "cpu") else Placement(spec.backend, (spec.device or 0,), (1.0,))
 

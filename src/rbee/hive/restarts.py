@@ -5,7 +5,8 @@ from typing import Final
 
 import anyio
 
-from rbee.core.events import CircuitOpened, RestartDecision, RestartRefused
+from rbee.core.errors import RequestError
+from rbee.core.events import CircuitOpened, RestartAfter, RestartDecision, RestartRefused
 from rbee.core.exits import Exit
 from rbee.core.worker import Worker
 from rbee.hive.circuits import Circuits
@@ -18,15 +19,13 @@ free again without a word."""
 class Restarts:
     """*adopted* is set once the workers of the hive before are taken over: nothing is started before that.
 
-    *why_not* admits a worker again, or says why it does not fit now.
+    *readmit* admits a worker again. It raises RequestError or OSError where it does not fit now, or cannot be asked.
     """
 
-    def __init__(
-        self, circuits: Circuits, adopted: anyio.Event, why_not: Callable[[Worker], Awaitable[str | None]]
-    ) -> None:
+    def __init__(self, circuits: Circuits, adopted: anyio.Event, readmit: Callable[[Worker], Awaitable[None]]) -> None:
         self._circuits = circuits
         self._adopted = adopted
-        self._why_not = why_not
+        self._readmit = readmit
 
     def decide(self, worker: Worker, exit_: Exit) -> RestartDecision:
         """What becomes of a worker whose process ended though nobody asked it to; the end is counted."""
@@ -40,6 +39,10 @@ class Restarts:
         """What becomes of one whose process could not be started, for the *refusals*-th time in a row: not counted."""
         return self._circuits.postpone(worker.spec, refusals)
 
+    def wait_for_room(self) -> RestartDecision:
+        """What becomes of one that did not fit, whatever its policy: somebody wants it started."""
+        return RestartAfter(REFUSED_DELAY, "it did not fit")
+
     async def wait_until_allowed(self) -> None:
         await self._adopted.wait()
 
@@ -48,9 +51,10 @@ class Restarts:
         blocked = self._circuits.blocked(worker.spec)
         if blocked is not None:
             return blocked
-        reason = await self._why_not(worker)
-        if reason is not None:
-            return RestartRefused(reason, REFUSED_DELAY)
+        try:
+            await self._readmit(worker)
+        except (RequestError, OSError) as error:
+            return RestartRefused(str(error), REFUSED_DELAY)
         return self._circuits.blocked(worker.spec)
 
     def begin(self, worker: Worker) -> None:

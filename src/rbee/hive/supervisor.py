@@ -89,7 +89,6 @@ class Supervisor:
         self._patience_left = anyio.CancelScope()
         self._kills = 0
         self._refusals = 0
-        self._is_refused = False
         worker_id = record.worker_id
         self._row = Row(worker_id, around.store, self._content_of_row, around.on_row_left)
         self._sweeping = Sweeping(worker_id, around.node, self._tell_of_leftovers)
@@ -189,7 +188,7 @@ class Supervisor:
 
     def ask_if_refused(self) -> None:
         """Memory may be free that this worker was refused for."""
-        if self._is_refused:
+        if self.record.is_refused:
             self.ask_now()
 
     def load_changed(self) -> None:
@@ -272,7 +271,7 @@ class Supervisor:
         self._tasks.start_soon(work, *arguments)
 
     def _begin_life(self) -> None:
-        record, self._watched_engine, self._kills, self._is_refused = self.record, None, 0, False
+        record, self._watched_engine, self._kills = self.record, None, 0
         record.vital = seen(anyio.current_time(), self._around.patience.stale_after)
         record.healthy, record.telemetry = True, Telemetry()
         record.footprint, record.failed_checks, record.unannounced = None, 0, False
@@ -295,8 +294,9 @@ class Supervisor:
                 process = await self._fork(launch)
         except (OSError, RequestError) as error:
             self._refusals += 1
-            self._is_refused = isinstance(error, DoesNotFit)
-            decision = self._around.restarts.postpone(self.worker, self._refusals)
+            restarts = self._around.restarts
+            does_not_fit = isinstance(error, DoesNotFit)
+            decision = restarts.wait_for_room() if does_not_fit else restarts.postpone(self.worker, self._refusals)
             self.fire(events.SpawnFailed(str(error), decision))
             return
         self._refusals = 0
@@ -446,7 +446,6 @@ class Supervisor:
         refusal = await restarts.ask(self.worker)
         if self.worker.state not in _WAITING or self.worker.incarnation != incarnation:
             return
-        self._is_refused = isinstance(refusal, events.RestartRefused)
         if refusal is None:
             restarts.begin(self.worker)
         self.fire(refusal or events.BackoffEnded())

@@ -17,6 +17,7 @@ from rbee.models.facts import part_paths
 LOOK_TIMEOUT: Final = 10.0
 """Seconds for a look at one file's header; a network disk that takes longer would not load a model either."""
 
+_THREADS: Final = 8
 _MAGIC: Final = b"GGUF"
 _HEADER_BYTES: Final = 24
 """Magic, version, tensor count and key count of a GGUF header (specification of GGUF, version 3)."""
@@ -26,13 +27,15 @@ class ModelLibrary:
     """*allowed_roots*: directories in which ``file:`` references may point, symbolic links followed first."""
 
     def __init__(self, allowed_roots: Sequence[Path]) -> None:
+        # A disk that hangs takes its threads along, and none of those that all others share.
+        self._threads = anyio.CapacityLimiter(_THREADS)
         self._allowed_roots = list(dict.fromkeys(root.resolve() for root in allowed_roots))
 
     async def locate(self, ref: ModelRef) -> str:
         """The path of the model's file; empty for ``synthetic:``. Raises ModelNotFound or NotAModelFile."""
         # A mount that does not answer keeps its thread; the request and the end of the daemon do not wait for it.
         with anyio.move_on_after(LOOK_TIMEOUT):
-            return await anyio.to_thread.run_sync(self._locate, ref, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(self._locate, ref, abandon_on_cancel=True, limiter=self._threads)
         raise ModelNotFound(f"The disk of '{ref}' did not answer within {LOOK_TIMEOUT:g} s. Check its mount.")
 
     def _locate(self, ref: ModelRef) -> str:

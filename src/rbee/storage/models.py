@@ -24,6 +24,8 @@ MAX_ROWS: Final = 10_000
 """Of each table; the ones that were written longest ago go."""
 _BUSY_TIMEOUT: Final = 1.0
 """Seconds; whoever waits here wants to start a worker, and can do without."""
+_PATIENCE: Final = 3.0
+"""Seconds that anybody waits for a call."""
 _TABLES: Final = (
     "CREATE TABLE headers (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, facts TEXT NOT NULL) STRICT",
     "CREATE TABLE peaks (key TEXT PRIMARY KEY, peak TEXT NOT NULL) STRICT",
@@ -58,6 +60,10 @@ class ModelStore:
     async def save(self, key: str, peak: Peak) -> None:
         await self._run(lambda db: _put(db, "peaks", key, _json(peak)), None)
 
+    async def forget(self, key: str) -> None:
+        """What was seen under *key* counts no more."""
+        await self._run(lambda db: db.execute("DELETE FROM peaks WHERE key = ?", (key,)), None)
+
     async def facts(self, path: str, stamp: str) -> ModelFacts | None:
         """What was kept of the file at *path*, if it still has this *stamp*."""
         return await self._run(lambda db: _read_facts(db, path, self._stamp(stamp)), None)
@@ -69,12 +75,19 @@ class ModelStore:
         return f"{self._version} {stamp}"
 
     def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
+        """Nothing is kept from now on. A call that hangs is left to itself: the hive's end does not wait for it."""
+        self._is_closed = True
+        if self._lock.acquire(timeout=_PATIENCE):
             self._disconnect()
+            self._lock.release()
 
     async def _run(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        return await anyio.to_thread.run_sync(self._locked, work, otherwise, limiter=self._one)
+        # A cache is not worth waiting for: while its disk hangs it is an empty one.
+        with anyio.move_on_after(_PATIENCE):
+            return await anyio.to_thread.run_sync(
+                self._locked, work, otherwise, limiter=self._one, abandon_on_cancel=True
+            )
+        return otherwise
 
     def _locked(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         with self._lock:

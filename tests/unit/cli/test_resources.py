@@ -32,7 +32,7 @@ def check(**changes):
 def verdict(**changes):
     fields = {
         "fits": False,
-        "message": "m does not fit.",
+        "message": "m does not fit. It would fit with a context of 512 tokens (ctx_size).",
         "resources": [
             check(),
             check(resource="vram", device=0, where="L4 (cuda:0)", limit_bytes=None, short_bytes=0, fits=True),
@@ -75,7 +75,7 @@ RESOURCES = {
         {
             "worker_id": "w-1",
             "model_ref": "synthetic:x",
-            "state": "ready",
+            "state": "idle",
             "backend": "cuda",
             "devices": [0, 1],
             "claimed": {"ram_bytes": GIB, "vram_bytes": [2 * GIB, 2 * GIB]},
@@ -109,8 +109,23 @@ def test_fits_prints_each_resource_and_what_would_help_and_ends_with_one(rbee, h
             "no, limits.max_worker_memory allows 8.0 GiB",
         ],
         ["disk /state", "5.0 GiB", "8.0 GiB", "2.0 GiB", "2.0 GiB", "6.0 GiB", "yes"],
-        ["It would fit with a context of 512 tokens (ctx_size)."],
+        ["m does not fit. It would fit with a context of 512 tokens (ctx_size)."],
     ]
+
+
+def test_fits_says_why_where_nothing_would_help(rbee, hive):
+    hive.routes["POST", HERE] = (200, verdict(message="m does not fit. Memory: 1.00 GiB missing.", advice=[]))
+    assert rbee("fits", "example").stdout.splitlines()[-1] == "m does not fit. Memory: 1.00 GiB missing."
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "path"), [("fits x", "POST", HERE), ("resources", "GET", "/v1/resources")]
+)
+def test_a_hive_that_does_not_know_the_question_yet_is_called_older(rbee, hive, refusal, command, method, path):
+    hive.routes[method, path] = (404, refusal("route_not_found", "There is nothing there."))
+    result = rbee(*command.split())
+    assert result.exit_code == 1
+    assert "is older than this command line" in result.stderr
 
 
 def test_fits_ends_with_zero_and_says_where_it_would_run(rbee, hive):
@@ -169,7 +184,7 @@ def test_resources_prints_the_machine_then_who_has_what(rbee, hive):
         ["disk /state (state)", "100.0 GiB", "50.0 GiB", "-", "10.0 GiB", "-"],
         [],
         ["WORKER", "MODEL", "STATE", "ON", "CLAIMED", "RESERVED", "MEASURED"],
-        ["w-1", "x", "ready", "cuda 0,1", "1.0 GiB + 4.0 GiB on devices", "1.0 GiB + 0 MiB on devices", "-"],
+        ["w-1", "x", "idle", "cuda 0,1", "1.0 GiB + 4.0 GiB on devices", "1.0 GiB + 0 MiB on devices", "-"],
         [],
         ["engine llama-cpp: cpu"],
     ]

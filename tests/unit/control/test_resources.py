@@ -146,7 +146,7 @@ async def test_each_worker_shows_what_it_claimed_reserves_and_holds():
         assert worker.model_dump() == {
             "worker_id": record.worker_id,
             "model_ref": "synthetic:x",
-            "state": "ready",
+            "state": "idle",
             "backend": "cuda",
             "devices": [0],
             "source": "estimate",
@@ -159,6 +159,14 @@ async def test_each_worker_shows_what_it_claimed_reserves_and_holds():
                 "vram_bytes": [4 * GIB],
             },
         }
+
+
+async def test_a_worker_with_a_request_in_flight_is_busy_there_too():
+    async with running(FakeHive()) as hive:
+        record = await ready_worker(hive, SPEC)
+        hive.routes.acquire(record.worker_id)
+        (worker,) = (await resources.resources(here(hive))).workers
+        assert worker.state == "busy"
 
 
 async def test_a_worker_on_a_device_that_is_gone_is_still_shown():

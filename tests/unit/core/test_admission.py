@@ -134,6 +134,16 @@ def test_the_workers_own_limit_is_named_where_it_is_the_smaller_one():
     assert advised(verdict) == ["It would fit with max_memory_bytes at 5GiB or more."]
 
 
+def test_two_limits_that_are_in_the_way_are_both_named_and_none_of_them_advised_alone():
+    verdict = decide(for_cpu(in_memory(9 * GIB), limit_bytes=4 * GIB), MACHINE, [], LIMITS)
+    assert verdict.message.endswith(
+        "Memory: 9.00 GiB needed, and max_memory_bytes allows a worker 4.00 GiB and limits.max_worker_memory allows a "
+        "worker 8.00 GiB."
+    )
+    assert check_of(verdict, Resource.RAM).setting == "max_memory_bytes"
+    assert advised(verdict) == []
+
+
 def test_a_limit_is_advised_rounded_up():
     verdict = decide(for_cpu(in_memory(5 * GIB + 1), limit_bytes=GIB), MACHINE, [], LIMITS)
     assert advised(verdict) == ["It would fit with max_memory_bytes at 5121MiB or more."]
@@ -142,7 +152,10 @@ def test_a_limit_is_advised_rounded_up():
 def test_a_limit_is_not_advised_where_the_machine_has_too_little_anyway():
     verdict = decide(for_cpu(in_memory(11 * GIB)), MACHINE, [], LIMITS)
     assert advised(verdict) == []
-    assert "allows a worker 8.00 GiB; 11.00 GiB needed, 12.00 GiB left" in verdict.message
+    assert verdict.message.endswith(
+        "does not fit. Memory: 11.00 GiB needed, and limits.max_worker_memory allows a worker 8.00 GiB; 12.00 GiB "
+        "left, 2.00 GiB must stay free (limits.min_free_memory), 1.00 GiB missing."
+    )
 
 
 def test_a_margin_that_alone_is_in_the_way_is_advised_rounded_to_the_safe_side():
@@ -163,8 +176,8 @@ def test_the_floor_is_told_before_anything_is_known_of_a_model():
     check = floor(MACHINE, [holding("w-1", 11 * GIB)], LIMITS)
     assert not check.fits
     assert check.reason == (
-        "Memory: 1.00 GiB left (12.00 GiB free, 11.00 GiB reserved for w-1), 2.00 GiB must stay free "
-        "(limits.min_free_memory), 1.00 GiB missing."
+        "No worker fits now. Memory: 1.00 GiB left (12.00 GiB free, 11.00 GiB reserved for w-1), 2.00 GiB must stay "
+        "free (limits.min_free_memory), 1.00 GiB missing."
     )
 
 
@@ -376,6 +389,26 @@ def test_workers_on_several_devices_are_named_where_no_device_alone_is_enough():
     verdict = decide(for_gpu(on_devices(36 * GIB)), MACHINE, held, LIMITS)
     assert [advice.stop for advice in verdict.advice if advice.stop] == [("w-0", "w-1")]
     assert "It would fit once the idle workers w-0 and w-1 are stopped." in verdict.message
+
+
+@pytest.mark.parametrize(("layers", "whole", "per_token"), [(20, 100, MIB // 64), (80, 150, 0), (80, 30, MIB // 64)])
+def test_a_refusal_beside_many_idle_workers_asks_for_few_sizes(layers, whole, per_token):
+    """Each is a whole estimate, and everybody waits for it."""
+    gpus = tuple(DeviceReading("cuda", i, "A100", 80 * GIB, 2 * GIB) for i in range(8))
+    held = [
+        holding(f"w-{i:02}", vram={i * 7 % 8: 2 * GIB}, vram_bytes={i * 7 % 8: 2 * GIB}, is_idle=True)
+        for i in range(100)
+    ]
+    size, asked = on_devices(whole * GIB, layers=layers, overhead=GIB, per_token=per_token), []
+
+    def counted(placement, ctx_size):
+        asked.append(placement)
+        return size(placement, ctx_size)
+
+    demand = replace(for_gpu(counted, gpus), ctx_size=2**20)
+    verdict = decide(demand, replace(MACHINE, devices=gpus), held, LIMITS)
+    assert [advice for advice in verdict.advice if advice.stop]
+    assert len(asked) < 100
 
 
 def test_the_details_are_json_with_every_number():

@@ -305,6 +305,7 @@ async def test_the_most_that_a_worker_was_seen_to_take_replaces_a_lower_estimate
         record = await ready_worker(hive, holding(1))
         record.footprint = Footprint(3 * GIB, 3 * GIB, peak_rss_bytes=3 * GIB, pids=(record.worker.pid,))
         await hive.pool.admissions.note_measured()
+        await settled()
         assert [peak.ram_bytes for peak in hive.peaks.saved.values()] == [3 * GIB]
         again = await hive.pool.spawn(holding(1))
         assert again.claim is not None
@@ -320,6 +321,7 @@ async def test_the_peaks_of_an_earlier_hive_count():
         record = await ready_worker(before, holding(1))
         record.footprint = Footprint(3 * GIB, 3 * GIB, peak_rss_bytes=3 * GIB)
         await before.pool.admissions.note_measured()
+        await settled()
     hive = FakeHive(peaks=before.peaks)
     async with running(hive):
         await hive.pool.admissions.load_peaks()
@@ -334,6 +336,7 @@ async def test_a_peak_above_the_limit_does_not_forbid_the_model_for_ever():
         record = await ready_worker(hive, holding(1))
         record.footprint = Footprint(20 * GIB, 20 * GIB, peak_rss_bytes=20 * GIB)
         await hive.pool.admissions.note_measured()
+        await settled()
         await hive.pool.spawn(holding(1))
 
 
@@ -344,6 +347,7 @@ async def test_a_peak_that_hardly_grows_is_not_written_again():
         for grown in (0, 1 * MIB):
             record.footprint = Footprint(peak_rss_bytes=3 * GIB + grown)
             await hive.pool.admissions.note_measured()
+            await settled()
         assert list(hive.peaks.saved.values()) == [Peak(3 * GIB)]
 
 
@@ -363,6 +367,22 @@ async def test_another_model_under_the_same_name_does_not_inherit_a_peak():
     assert same.claim.need.ram.total_bytes == 7 * GIB
 
 
+async def test_the_peak_of_a_worker_that_was_taken_over_counts_too():
+    hive = FakeHive()
+    spec = WorkerSpec("", "file:/models/model.gguf")
+    hive.sizer.size_bytes = 5 * GIB
+    async with running(hive):
+        record = await ready_worker(hive, spec)
+        record.model_bytes = None
+        record.footprint = Footprint(7 * GIB, 7 * GIB, peak_rss_bytes=7 * GIB)
+        await hive.pool.admissions.note_measured()
+        await settled()
+        assert record.model_bytes == 5 * GIB
+        await hive.pool.admissions.note_measured()
+        again = await hive.pool.consider(spec)
+    assert again.claim.need.ram.total_bytes == 7 * GIB
+
+
 async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_peak_of_memory():
     hive = FakeHive()
     hive.machine.devices = (gpu(0, 20),)
@@ -370,6 +390,7 @@ async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_
         record = await ready_worker(hive, on_gpu(4))
         record.footprint = Footprint(1 * GIB, 300 * MIB, locked_bytes=50 * MIB, peak_rss_bytes=5 * GIB)
         await hive.pool.admissions.note_measured()
+        await settled()
         assert [peak.ram_bytes for peak in hive.peaks.saved.values()] == [350 * MIB]
 
 
@@ -463,6 +484,7 @@ async def test_video_memory_that_a_driver_shows_as_taken_is_not_reserved_again()
         hive.machine.devices = (gpu(0, 6, held={pid: 4 * GIB}),)
         await hive.pool.spawn(on_gpu(4))
         await hive.pool.admissions.note_measured()
+        await settled()
         assert record.vram == {0: 4 * GIB}
 
 

@@ -3,9 +3,13 @@
 import anyio
 import pytest
 
-from rbee.core.errors import ModelNotFound
-from rbee.core.worker import WorkerState
-from rbee.testing import FakeHive, FakeLibrary
+from rbee.core.errors import DoesNotFit, ModelNotFound
+from rbee.core.events import Condemned
+from rbee.core.exits import ExitReason
+from rbee.core.launch import Footprint
+from rbee.core.worker import Restart, WorkerState
+from rbee.hive.restarts import REFUSED_DELAY
+from rbee.testing import GIB, FakeHive, FakeLibrary, FakePeaks
 from tests.unit.hive.pools import CRASH, crash, make_ready, ready_worker, running, settled
 from tests.unit.hive.test_admission import gpu, holding, on_gpu, room, took
 
@@ -91,3 +95,77 @@ async def test_one_that_was_refused_once_waits_its_delay_after_a_later_crash():
         await hive.pool.delete(other.worker_id)
         await settled()
         assert record.worker.state is S.BACKOFF
+
+
+async def test_two_workers_of_which_one_fits_do_not_keep_each_other_from_it():
+    hive = FakeHive()
+    hive.machine.memory = room(9)
+    async with running(hive):
+        workers = [await ready_worker(hive, holding(4)) for _ in range(2)]
+        hive.machine.memory = room(5)  # Another program has taken the rest.
+        for process in hive.node.processes:
+            process.end(CRASH)
+        await anyio.sleep(2 * REFUSED_DELAY)
+        await settled()
+        assert sorted(record.worker.state for record in workers) == [S.BACKOFF, S.STARTING]
+        # A new one does not come before those that wait.
+        with pytest.raises(DoesNotFit):
+            await hive.pool.spawn(holding(1))
+
+
+async def test_a_worker_that_is_never_restarted_waits_for_memory_when_somebody_restarts_it():
+    hive = FakeHive()
+    hive.machine.memory = room(5)
+    async with running(hive):
+        record = await ready_worker(hive, holding(4, restart=Restart.NEVER))
+        hive.machine.memory = room(2)
+        await hive.pool.restart(record.worker_id)
+        await settled()
+        assert record.worker.state is S.BACKOFF
+        hive.machine.memory = room(5)
+        await anyio.sleep(REFUSED_DELAY + 1)
+        await settled()
+        assert record.worker.state is S.STARTING
+
+
+async def test_a_life_that_was_ended_for_its_memory_is_no_measure_for_the_next():
+    hive = FakeHive()
+    async with running(hive):
+        record = await ready_worker(hive, holding(1))
+        record.footprint = Footprint(7 * GIB, 7 * GIB, peak_rss_bytes=7 * GIB)
+        await hive.pool.admissions.note_measured()
+        await settled()
+        assert hive.peaks.saved
+        hive.pool.end(record.worker_id, Condemned(ExitReason.OVER_MEMORY, "it holds too much"))
+        await settled()
+        assert hive.peaks.saved == {}
+        again = await hive.pool.spawn(holding(1))
+        assert again.claim is not None
+        assert again.claim.need.ram.total_bytes < 2 * GIB
+
+
+async def test_a_store_that_hangs_keeps_nobody_from_measuring():
+    class Stuck(FakePeaks):
+        async def save(self, key, peak):
+            await anyio.sleep_forever()
+
+    hive = FakeHive(peaks=Stuck())
+    async with running(hive):
+        record = await ready_worker(hive, holding(1))
+        for gib in (2, 3):
+            record.footprint = Footprint(peak_rss_bytes=gib * GIB)
+            with anyio.fail_after(1):
+                await hive.pool.admissions.note_measured()
+        spawned = await hive.pool.spawn(holding(1))
+        assert spawned.claim is not None
+        assert spawned.claim.need.ram.total_bytes == 3 * GIB
+
+
+async def test_one_that_has_failed_is_shown_where_it_ran():
+    hive = FakeHive()
+    hive.machine.devices = (gpu(0, 20),)
+    async with running(hive):
+        record = await ready_worker(hive, on_gpu(4, restart=Restart.NEVER))
+        await crash(hive)
+        assert (record.worker.state, record.claim) == (S.FAILED, None)
+        assert (record.placement.backend, record.placement.devices) == ("cuda", (0,))

@@ -208,16 +208,18 @@ async def test_who_was_measured_is_told_after_each_sampling():
         assert scene.samplings == 4
 
 
-async def test_every_process_of_a_life_is_remembered_until_the_next():
+async def test_the_processes_of_a_life_are_known_after_its_end_until_the_next():
     async with watching() as scene:
         record = scene.add()
         pid = record.worker.pid
-        for members in ((pid,), (pid, 500)):
-            scene.node.footprints[pid] = Footprint(pids=members)
-            await anyio.sleep(OPTIONS.memory_interval + 0.1)
-        scene.node.footprints[pid] = Footprint(pids=(pid,))
+        scene.node.footprints[pid] = Footprint(pids=(pid, 500))
         await anyio.sleep(OPTIONS.memory_interval + 0.1)
-        assert set(record.pids) == {pid, 500}
+        del scene.node.footprints[pid]
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert record.pids == (pid, 500)
+        record.worker = replace(record.worker, incarnation=2)
+        await anyio.sleep(OPTIONS.memory_interval + 0.1)
+        assert record.pids == ()
 
 
 @pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.READY])
