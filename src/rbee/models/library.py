@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,9 @@ from rbee.models.facts import part_paths
 LOOK_TIMEOUT: Final = 10.0
 """Seconds for a look at one file's header; a network disk that takes longer would not load a model either."""
 
-_THREADS: Final = 8
+MAX_HANGING: Final = 16
+"""Looks that were given up, beyond which no new one is begun: each keeps a thread for as long as its disk hangs."""
+
 _MAGIC: Final = b"GGUF"
 _HEADER_BYTES: Final = 24
 """Magic, version, tensor count and key count of a GGUF header (specification of GGUF, version 3)."""
@@ -26,17 +29,32 @@ _HEADER_BYTES: Final = 24
 class ModelLibrary:
     """*allowed_roots*: directories in which ``file:`` references may point, symbolic links followed first."""
 
-    def __init__(self, allowed_roots: Sequence[Path]) -> None:
-        # A disk that hangs takes its threads along, and none of those that all others share.
-        self._threads = anyio.CapacityLimiter(_THREADS)
+    def __init__(self, allowed_roots: Sequence[Path], look_timeout: float = LOOK_TIMEOUT) -> None:
+        self._look_timeout = look_timeout
+        self._begun: dict[object, float] = {}
         self._allowed_roots = list(dict.fromkeys(root.resolve() for root in allowed_roots))
 
     async def locate(self, ref: ModelRef) -> str:
         """The path of the model's file; empty for ``synthetic:``. Raises ModelNotFound or NotAModelFile."""
         # A mount that does not answer keeps its thread; the request and the end of the daemon do not wait for it.
-        with anyio.move_on_after(LOOK_TIMEOUT):
-            return await anyio.to_thread.run_sync(self._locate, ref, abandon_on_cancel=True, limiter=self._threads)
-        raise ModelNotFound(f"The disk of '{ref}' did not answer within {LOOK_TIMEOUT:g} s. Check its mount.")
+        if self._hanging() < MAX_HANGING:
+            with anyio.move_on_after(self._look_timeout):
+                return await anyio.to_thread.run_sync(self._look, ref, abandon_on_cancel=True)
+        raise ModelNotFound(f"The disk of '{ref}' did not answer within {self._look_timeout:g} s. Check its mount.")
+
+    def _hanging(self) -> int:
+        """Looks that were given up, and whose threads still wait for their disk."""
+        now = time.monotonic()
+        return sum(now - begun > self._look_timeout for begun in list(self._begun.values()))
+
+    def _look(self, ref: ModelRef) -> str:
+        # Noted by the thread itself, for nobody else is sure to be there when it ends.
+        look = object()
+        self._begun[look] = time.monotonic()
+        try:
+            return self._locate(ref)
+        finally:
+            del self._begun[look]
 
     def _locate(self, ref: ModelRef) -> str:
         match ref.scheme:

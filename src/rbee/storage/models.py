@@ -90,16 +90,19 @@ class ModelStore:
         return otherwise
 
     def _locked(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        with self._lock:
+        if not self._lock.acquire(timeout=_PATIENCE):
+            return otherwise  # One that hangs has it; nobody queues up behind that for ever.
+        try:
             if self._is_closed:
                 return otherwise
-            try:
-                done = work(self._connected())
-            except (sqlite3.Error, OSError, _Unreadable) as error:
-                self._give_up(error)
-                return otherwise
+            done = work(self._connected())
             self._is_failing = False
-            return done
+        except (sqlite3.Error, OSError, _Unreadable) as error:
+            self._give_up(error)
+            return otherwise
+        finally:
+            self._lock.release()
+        return done
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:

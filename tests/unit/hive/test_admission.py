@@ -367,6 +367,22 @@ async def test_another_model_under_the_same_name_does_not_inherit_a_peak():
     assert same.claim.need.ram.total_bytes == 7 * GIB
 
 
+async def test_the_peak_of_a_worker_that_was_taken_over_counts_too():
+    hive = FakeHive()
+    spec = WorkerSpec("", "file:/models/model.gguf")
+    hive.sizer.size_bytes = 5 * GIB
+    async with running(hive):
+        record = await ready_worker(hive, spec)
+        record.model_bytes = None
+        record.footprint = Footprint(7 * GIB, 7 * GIB, peak_rss_bytes=7 * GIB)
+        await hive.pool.admissions.note_measured()
+        await settled()
+        assert record.model_bytes == 5 * GIB
+        await hive.pool.admissions.note_measured()
+        again = await hive.pool.consider(spec)
+    assert again.claim.need.ram.total_bytes == 7 * GIB
+
+
 async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_peak_of_memory():
     hive = FakeHive()
     hive.machine.devices = (gpu(0, 20),)
