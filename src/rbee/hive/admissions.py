@@ -72,6 +72,19 @@ class Sources:
     node: Node
 
 
+@dataclass(frozen=True, slots=True)
+class _Stilled:
+    """What a worker held that was measured since it is ready, and not sampled yet."""
+
+    record: Record
+    ready_since: float
+    footprint: Footprint
+
+    def is_of(self, record: Record) -> bool:
+        worker = record.worker
+        return record is self.record and worker.ready_since == self.ready_since and worker.state in _SETTLED
+
+
 class Admissions:
     """Decides nothing and grants nothing: the pool does that, one at a time, with what it is told here."""
 
@@ -83,6 +96,7 @@ class Admissions:
         self._routes = routes
         self.peaks = PeakBook(sources.peaks, self._peak_key, self._facts, options.limits.max_worker_memory)
         self._last: MachineReading | None = None
+        self._stilled: dict[str, _Stilled] = {}
         self._uuids: dict[tuple[str, int], str] = {}
         self.refusals: Counter[Resource] = Counter()
 
@@ -233,15 +247,24 @@ class Admissions:
 
     async def _measure_those_in_motion(self) -> Mapping[str, Footprint]:
         """What the workers hold that are starting, loading or ending, or were when they were sampled, by id."""
-        moving = [(record, record.worker.pid) for record in self._registry if _is_in_motion(record)]
-        pids = {record.worker_id: pid for record, pid in moving if pid is not None}
+        moving = {record.worker_id: record for record in self._registry if _is_in_motion(record)}
+        began = anyio.current_time()
+        # Once is enough for those that are ready: from then on they are as still as one that was sampled.
+        self._stilled = {i: still for i, still in self._stilled.items() if i in moving and still.is_of(moving[i])}
+        pids = {i: record.worker.pid for i, record in moving.items() if i not in self._stilled}
+        asked = [pid for pid in pids.values() if pid is not None]
         try:
-            measured = await self._sources.node.measure(list(pids.values())) if pids else {}
+            measured = await self._sources.node.measure(asked) if asked else {}
         except OSError as error:
             # Without a measurement nothing counts as taken: too much is reserved, and nobody gets it twice.
             log.warning("workers_not_measured", reason=str(error))
             measured = {}
-        return {record.worker_id: measured.get(pids.get(record.worker_id, 0), Footprint()) for record, _ in moving}
+        found = {i: measured.get(pid or 0, Footprint()) for i, pid in pids.items()}
+        for worker_id, footprint in found.items():
+            since = moving[worker_id].worker.ready_since
+            if since is not None and since < began and footprint.pids:
+                self._stilled[worker_id] = _Stilled(moving[worker_id], since, footprint)
+        return {**found, **{worker_id: still.footprint for worker_id, still in self._stilled.items()}}
 
     def _holding(
         self, record: Record, fresh: Mapping[str, Footprint], machine: MachineReading, now: float

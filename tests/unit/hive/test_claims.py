@@ -9,7 +9,7 @@ from rbee.core.exits import ExitReason
 from rbee.core.launch import Footprint
 from rbee.core.worker import Restart, WorkerState
 from rbee.hive.restarts import REFUSED_DELAY
-from rbee.testing import GIB, FakeHive, FakeLibrary, FakePeaks
+from rbee.testing import GIB, FakeHive, FakeLibrary, FakeNode, FakePeaks
 from tests.unit.hive.pools import CRASH, crash, make_ready, ready_worker, running, settled
 from tests.unit.hive.test_admission import gpu, holding, on_gpu, room, took
 
@@ -169,3 +169,32 @@ async def test_one_that_has_failed_is_shown_where_it_ran():
         await crash(hive)
         assert (record.worker.state, record.claim) == (S.FAILED, None)
         assert (record.placement.backend, record.placement.devices) == ("cuda", (0,))
+
+
+async def test_one_that_is_ready_is_measured_once_until_it_is_sampled():
+    class CountingNode(FakeNode):
+        def __init__(self):
+            super().__init__()
+            self.measured = []
+
+        async def measure(self, pids):
+            self.measured += pids
+            return await super().measure(pids)
+
+    hive = FakeHive(node=CountingNode())
+    hive.machine.memory = room(9)
+    async with running(hive):
+        first = await ready_worker(hive, holding(4))
+        took(hive, first, 4)
+        await anyio.sleep(0.1)
+        for _ in range(3):
+            assert (await hive.pool.consider(holding(4))).fits
+        assert hive.node.measured == [first.worker.pid]
+        # What it holds after a restart is another thing.
+        await crash(hive)
+        await anyio.sleep(1.5)
+        await make_ready(hive, first)
+        took(hive, first, 1)
+        await anyio.sleep(0.1)
+        await hive.pool.consider(holding(4))
+        assert hive.node.measured[-1] == first.worker.pid
