@@ -62,6 +62,8 @@ START_PATIENCE: Final = 0.5
 CONTROL_CLOSE_TIMEOUT: Final = 2
 """Whole seconds that open control requests (a followed log) get at the end."""
 GATEWAY_CLOSE_TIMEOUT: Final = 2.0
+FLUSH_TIMEOUT: Final = 2.0
+"""Seconds for what was measured last to be written down."""
 CLOSE_RESERVE: Final = 10.0
 """Seconds beyond shutdown_timeout after which the service manager may think that the stop hangs."""
 
@@ -266,6 +268,8 @@ class Daemon:
             await self._control.ended.wait()
         await self._gateway.close(GATEWAY_CLOSE_TIMEOUT)
         self._store.close()
+        with anyio.move_on_after(FLUSH_TIMEOUT):
+            await self._pool.admissions.peaks.flush()
         self._models.close()
         await anyio.Path(self._control_path).unlink(missing_ok=True)
         self._notifier.close()

@@ -67,7 +67,7 @@ def test_a_spawn_that_does_not_fit_gets_507_with_every_number_and_starts_nothing
 
 
 def test_of_thirty_two_spawns_at_once_exactly_three_run(start_hive: Start):
-    hive = start_hive(with_room_for(3.5))
+    hive = start_hive(with_room_for(3.7))
     with ThreadPoolExecutor(32) as pool:
         body = {"model_ref": "synthetic:x", **holding()}
         statuses = sorted(pool.map(lambda _: hive.post("/v1/workers/spawn", body).status, range(32)))

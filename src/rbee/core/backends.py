@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from rbee.core.engine_args import LLAMA_CPP
 from rbee.core.errors import InvalidField
 from rbee.core.resources import DeviceReading, EngineBuild, MachineReading
 
@@ -91,6 +92,9 @@ def _of_auto(
         lacking = [*lost, *(device.backend for device in machine.devices)]
         if lacking:
             raise _missing(lacking[0], engine, build, machine, there)
+        if build is not None and build.problem and engine != LLAMA_CPP:
+            # Somebody chose another build, for a device most likely: what it has is not known.
+            raise _missing(_PREFERRED[0], engine, build, machine, there)
     return found or "cpu"
 
 

@@ -6,6 +6,9 @@ MAX_SLOTS: Final = 1024
 MAX_CTX_SIZE: Final = 16 * 2**20
 """Tokens of one request."""
 
+MAX_DEVICES: Final = 16
+"""Devices that llama.cpp uses together (GGML_CUDA_MAX_DEVICES, GGML_VK_MAX_DEVICES)."""
+
 MAX_NAME: Final = 63
 """Characters of a worker's id, or an engine's name."""
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from rbee.core.claims import Need, Placement
 from rbee.core.ledger import Room
+from rbee.core.limits import MAX_DEVICES
 from rbee.core.verdicts import Demand
 
 LEVELLING: Final = 4
@@ -39,7 +40,7 @@ def place(demand: Demand, room: Room, ctx_size: int, is_thorough: bool = True) -
         return Placed(placement, demand.size(placement, ctx_size), 0)
     widest = sorted(room.vram_bytes, key=lambda number: (-room.vram_bytes[number], number))
     best = _divide(demand, room, ctx_size, widest[:1])
-    usable = [number for number in widest if room.vram_bytes[number] > 0]
+    usable = [number for number in widest if room.vram_bytes[number] > 0][:MAX_DEVICES]
     # Divided it takes more in all, never less: of too few or too small ones only how much is missing is asked for.
     whole, reach = best.need.vram[0].total_bytes, list(accumulate(room.vram_bytes[number] for number in usable))
     counts = range(2, len(usable) + 1)

@@ -169,6 +169,7 @@ TRANSITIONS: Final[Mapping[tuple[WorkerState, type[Event]], frozenset[WorkerStat
     (S.STARTING, AnnouncedFailed): frozenset({S.STOPPING}),
     (S.STARTING, Exited): frozenset({S.BACKOFF, S.FAILED}),
     (S.STARTING, SweepFailed): frozenset({S.STARTING}),
+    (S.STARTING, RestartRefused): frozenset({S.BACKOFF}),
     (S.STARTING, WentStale): frozenset({S.STOPPING}),
     (S.STARTING, Condemned): frozenset({S.STOPPING}),
     (S.STARTING, EndRequested): frozenset({S.STOPPING}),

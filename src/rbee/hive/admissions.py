@@ -271,8 +271,6 @@ class Admissions:
     ) -> Holding | None:
         worker, footprint = record.worker, fresh.get(record.worker_id, record.footprint)
         has_left = record.worker_id in self._registry.departed
-        if worker.state is WorkerState.FAILED:
-            return None  # It has no process, and is admitted again before it gets one.
         if worker.pid is None or has_left:
             footprint = None
         claim = record.claim or _claim_as_measured(footprint)

@@ -7,7 +7,7 @@ from typing import Final
 import anyio
 
 from rbee.core.claims import Peak, Placement
-from rbee.core.errors import RequestError
+from rbee.core.errors import InvalidField, RequestError
 from rbee.core.launch import Footprint
 from rbee.core.model_header import ModelFacts
 from rbee.core.worker import WorkerSpec
@@ -54,9 +54,13 @@ class PeakBook:
                 # Of a model that is gone nothing is kept.
                 with suppress(RequestError):
                     record.model_bytes = (await self._facts(record.worker.spec)).file_bytes
-            unsaved, self._unsaved = self._unsaved, {}
-            for key, peak in unsaved.items():
-                await (self._store.forget(key) if peak is None else self._store.save(key, peak))
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Store what was noted since the last time."""
+        unsaved, self._unsaved = self._unsaved, {}
+        for key, peak in unsaved.items():
+            await (self._store.forget(key) if peak is None else self._store.save(key, peak))
 
     def of(self, spec: WorkerSpec, file_bytes: int, placement: Placement) -> Peak | None:
         return self._peaks.get(self._key_of(spec, file_bytes, placement))
@@ -68,7 +72,9 @@ class PeakBook:
             self._unsized[record.worker_id] = record
             self._has_work.set()
             return
-        key = self._key_of(spec, size, placement)
+        key = self._named(spec, size, placement)
+        if key is None:
+            return
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
         limit = min(self._limit, spec.max_memory_bytes or self._limit)
@@ -87,10 +93,17 @@ class PeakBook:
         """A life that was ended for its memory was at fault: what it took is no measure for the next."""
         if record.model_bytes is None:
             return
-        key = self._key_of(record.worker.spec, record.model_bytes, record.placement)
-        if self._peaks.pop(key, None) is not None:
+        key = self._named(record.worker.spec, record.model_bytes, record.placement)
+        if key is not None and self._peaks.pop(key, None) is not None:
             self._unsaved[key] = None
             self._has_work.set()
+
+    def _named(self, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str | None:
+        """None for a worker whose engine the settings do not have any more."""
+        try:
+            return self._key_of(spec, file_bytes, placement)
+        except InvalidField:
+            return None
 
 
 def _ram_taken(placement: Placement, footprint: Footprint) -> int:

@@ -142,6 +142,8 @@ class Pool:
         Raises InvalidField, ModelNotFound, NotAModelFile or AliasInUse.
         """
         await self._check_fields(spec)
+        # Before, what the workers of the hive before hold counts twice.
+        await self._adopted.wait()
         known = await self.admissions.learn(spec, download_bytes)
         self.check_alias(spec)
         return await self.admissions.decide(spec, known, download_bytes)
@@ -311,6 +313,7 @@ class Pool:
         Others that did not fit either do not stand in its way: each would wait for the memory of the other.
         """
         record = self._registry.get(worker.spec.worker_id)
+        await self.admissions.wait_returned(record)
         # Not under the lock: a disk that hangs shall hold up this worker alone, and not the end of the hive.
         known = await self.admissions.learn(worker.spec)
         async with self.admission():
@@ -319,15 +322,24 @@ class Pool:
                 raise DoesNotFit("it was started again meanwhile")
             verdict = await self.admissions.decide(worker.spec, known, is_restart=True)
             if not verdict.fits:
+                if not record.is_refused:
+                    log.warning("restart_refused", worker_id=record.worker_id, verdict=verdict.details())
                 record.is_refused = True
                 raise DoesNotFit(verdict.message)
             record.grant(verdict.claim)
 
     async def _launch(self, record: Record) -> Launch:
         if record.worker.incarnation > 1:
-            await self.admissions.wait_returned(record)
             await self._readmit(record.worker)
         return await self._launching.launch(record)
+
+    async def _give_up_claim(self, supervisor: Supervisor) -> None:
+        """Of a worker that has failed, once nothing is left of it and its memory is seen free."""
+        await supervisor.wait_swept()
+        await self.admissions.wait_returned(supervisor.record)
+        if supervisor.worker.state is WorkerState.FAILED:
+            supervisor.record.grant(None)
+            self._let_refused_ask_again()
 
     def check_engine(self, spec: WorkerSpec) -> None:
         if spec.engine in ("llama-cpp", "synthetic"):
@@ -398,14 +410,17 @@ class Pool:
                 return
 
     def _note_transition(self, entry: Transition) -> None:
-        if entry.after is entry.before:
+        has_failed = entry.after is WorkerState.FAILED and (
+            entry.before is not WorkerState.FAILED or entry.event == events.CircuitOpened.__name__
+        )
+        if entry.after is entry.before and not has_failed:
             return
         record = self._registry.get(entry.worker_id)
         if entry.exit is not None and entry.exit.reason is ExitReason.OVER_MEMORY:
             self.admissions.peaks.forget(record)
         if entry.after is WorkerState.READY:
             self.circuits.became_ready(record.worker.spec)
-        elif entry.after is WorkerState.FAILED:
-            # It has no process, and is admitted again before it gets one: nobody shall wait for what it does not use.
-            record.grant(None)
-            self._let_refused_ask_again()
+        elif has_failed and entry.worker_id in self._supervisors and not record.worker.spec.external:
+            # It is admitted again before it gets a process: nobody shall wait for what it does not use.
+            assert self._tasks is not None, "the pool runs as long as its supervisors"
+            self._tasks.start_soon(self._give_up_claim, self._supervisors[entry.worker_id])

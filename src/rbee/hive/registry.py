@@ -16,15 +16,15 @@ class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
     ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``measured_at``,
-    ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``: the admissions. ``unannounced``: its
-    supervisor. ``port``, ``started_at``: the pool, once; ``claim``, ``is_refused``: the pool, each time that it is
-    admitted, or not.
+    ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``: the admissions and their peaks.
+    ``unannounced``: its supervisor. ``port``, ``started_at``: the pool, once; ``claim``, ``is_refused``: the pool, each
+    time that it is admitted, or not.
 
     ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: its processes
     when they were last measured. ``vram``: bytes by device, as a driver tells. ``model_bytes``: of its model's files
     when it was started.
 
-    ``is_refused``: it was to be started again, and did not fit; its claim is what it waits for.
+    ``is_refused``: it was to be started again, and did not fit.
 
     ``unannounced``: it runs, but this hive has not heard where it serves; it is asked to announce itself.
     """

@@ -6,7 +6,7 @@ from typing import Final
 import anyio
 
 from rbee.core.errors import RequestError
-from rbee.core.events import CircuitOpened, RestartAfter, RestartDecision, RestartRefused
+from rbee.core.events import CircuitOpened, RestartDecision, RestartRefused
 from rbee.core.exits import Exit
 from rbee.core.worker import Worker
 from rbee.hive.circuits import Circuits
@@ -39,9 +39,9 @@ class Restarts:
         """What becomes of one whose process could not be started, for the *refusals*-th time in a row: not counted."""
         return self._circuits.postpone(worker.spec, refusals)
 
-    def wait_for_room(self) -> RestartDecision:
+    def refused(self, reason: str) -> RestartRefused:
         """What becomes of one that did not fit, whatever its policy: somebody wants it started."""
-        return RestartAfter(REFUSED_DELAY, "it did not fit")
+        return RestartRefused(reason, REFUSED_DELAY)
 
     async def wait_until_allowed(self) -> None:
         await self._adopted.wait()
@@ -54,7 +54,7 @@ class Restarts:
         try:
             await self._readmit(worker)
         except (RequestError, OSError) as error:
-            return RestartRefused(str(error), REFUSED_DELAY)
+            return self.refused(str(error))
         return self._circuits.blocked(worker.spec)
 
     def begin(self, worker: Worker) -> None:

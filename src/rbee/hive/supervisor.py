@@ -186,6 +186,11 @@ class Supervisor:
         """Whether the worker may be started is to be asked now, not after its delay."""
         self._waiting.cancel()
 
+    async def wait_swept(self) -> None:
+        """Return once nothing is left of a life that has ended."""
+        async with self._sweeping.lock:
+            pass
+
     def ask_if_refused(self) -> None:
         """Memory may be free that this worker was refused for."""
         if self.record.is_refused:
@@ -294,9 +299,10 @@ class Supervisor:
                 process = await self._fork(launch)
         except (OSError, RequestError) as error:
             self._refusals += 1
-            restarts = self._around.restarts
-            does_not_fit = isinstance(error, DoesNotFit)
-            decision = restarts.wait_for_room() if does_not_fit else restarts.postpone(self.worker, self._refusals)
+            if isinstance(error, DoesNotFit) and self.worker.state is WorkerState.STARTING:
+                self.fire(self._around.restarts.refused(error.message))
+                return
+            decision = self._around.restarts.postpone(self.worker, self._refusals)
             self.fire(events.SpawnFailed(str(error), decision))
             return
         self._refusals = 0

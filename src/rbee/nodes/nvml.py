@@ -10,6 +10,7 @@ from rbee.core.resources import DeviceReading
 DRIVER: Final = "driver"
 """The name under which a problem of the driver as a whole is told; a device's is its number."""
 
+_REMEMBERED_PIDS: Final = 4096
 _SUSPICIOUS_USE: Final = 2**30
 """Bytes that somebody must have taken: what the driver reserves for itself of a device stays below."""
 
@@ -53,6 +54,7 @@ class Nvml:
         self._next_begin = float("-inf")
         self._is_begun = False
         self._is_absent = False
+        self._seen_pids: dict[int, None] = {}
 
     def look(self, now: float) -> Look:
         """What is there at *now*, seconds of any clock that does not go back."""
@@ -160,10 +162,18 @@ class Nvml:
             return None
         held: dict[int, int] = {}
         for process in listed:
-            if process.usedGpuMemory is None or not os.path.exists(f"/proc/{process.pid}"):
+            if process.usedGpuMemory is None or not self._is_here(process.pid):
                 return None
             held[process.pid] = held.get(process.pid, 0) + int(process.usedGpuMemory)
         return None if not sum(held.values()) and used_bytes > _SUSPICIOUS_USE else held
+
+    def _is_here(self, pid: int) -> bool:
+        """Whether a process is one that we see, or saw: what has just ended may be named until its memory is free."""
+        if os.path.exists(f"/proc/{pid}"):
+            self._seen_pids[pid] = None
+            if len(self._seen_pids) > _REMEMBERED_PIDS:
+                del self._seen_pids[next(iter(self._seen_pids))]
+        return pid in self._seen_pids
 
     def _listed(self, handle: Any) -> list[Any]:
         nvml = self._binding

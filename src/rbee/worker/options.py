@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from rbee.core import engine_args
 from rbee.core.errors import InvalidField
-from rbee.core.limits import MAX_CTX_SIZE, MAX_NAME, MAX_SLOTS, MAX_SPEC_BYTES
+from rbee.core.limits import MAX_CTX_SIZE, MAX_DEVICES, MAX_NAME, MAX_SLOTS, MAX_SPEC_BYTES
 from rbee.worker.wire import Address, parse_address
 
 _WORKER_ID: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
@@ -22,8 +22,6 @@ _LONGEST: Final = 1e8
 """Seconds, three years: timers overflow far above it."""
 
 _LAST_DEVICE: Final = 1023
-_MOST_DEVICES: Final = 16
-"""That llama.cpp uses together (GGML_CUDA_MAX_DEVICES, GGML_VK_MAX_DEVICES)."""
 
 _SPAN: Final = 919
 """Ports after --port that may be used instead; 8081 gives DESIGN's 8081-9000."""
@@ -217,15 +215,15 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 def _devices(text: str) -> tuple[int, ...]:
     read_device = _whole(0, _LAST_DEVICE)
-    devices = tuple(read_device(part) for part in text.split(",", _MOST_DEVICES))
-    if len(devices) > _MOST_DEVICES or len(set(devices)) < len(devices):
-        raise argparse.ArgumentTypeError(f"must be at most {_MOST_DEVICES} numbers, each once")
+    devices = tuple(read_device(part) for part in text.split(",", MAX_DEVICES))
+    if len(devices) > MAX_DEVICES or len(set(devices)) < len(devices):
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_DEVICES} numbers, each once")
     return devices
 
 
 def _shares(text: str) -> tuple[float, ...]:
     try:
-        shares = tuple(float(part) for part in text.split(",", _MOST_DEVICES))
+        shares = tuple(float(part) for part in text.split(",", MAX_DEVICES))
     except ValueError:
         shares = ()
     if not shares or not all(0 <= share <= 1 for share in shares) or sum(shares) == 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.hives import Hive, wait_for
+from tests.hives import Hive, is_alive, wait_for
 from tests.stand_in_nvml import GIB, StandIn, stand_in
 
 Start = Callable[..., Hive]
@@ -88,7 +88,9 @@ def test_a_claim_is_given_up_only_when_the_driver_shows_its_memory_free(hive: Hi
     wait_for(lambda: hive.worker(worker_id)["memory"]["vram_bytes"] == 4 * GIB, "it is measured")
     hive.call("DELETE", f"/v1/workers/{worker_id}?force=true")
     hive.wait_state(worker_id, "gone")
+    # Its process is gone, and the driver names it still.
     assert devices(hive)[device]["reserved_bytes"] == 4 * GIB
+    assert not is_alive(pid)
     driver.set_use(device, pid, 0)
     wait_for(lambda: devices(hive)[device]["reserved_bytes"] == 0, "it is given up")
 
@@ -119,7 +121,7 @@ def test_a_worker_waits_for_the_device_that_it_asked_for(start_hive: Start, driv
     wait_for(lambda: len(devices(hive)) == 1, "it has fallen off")
     assert hive.post(f"/v1/workers/{worker_id}/restart", None).status == 202
     waiting = hive.wait_state(worker_id, "backoff")
-    assert "1" in waiting["message"]
+    assert "device 1" in waiting["message"]
 
 
 def test_a_real_model_does_not_run_on_the_processor_in_silence(hive: Hive):

@@ -48,6 +48,7 @@ FAILED = EngineBuild(problem="No module named 'xllamacpp'")
         ("auto", None, "llama-cpp", build("sycl"), BARE, "cpu", []),
         ("auto", None, "vllm", None, NVIDIA, "cuda", [0, 1]),
         ("auto", None, "vllm", None, BARE, "cpu", []),
+        ("cpu", None, "other", FAILED, BARE, "cpu", []),
         ("auto", None, "llama-cpp", build("vulkan", "cuda"), LOST, "vulkan", [0]),
         ("auto", None, "llama-cpp", FOR_CPU, LOST, "cpu", []),
         ("auto", None, "llama-cpp", build("cuda"), replace(SPARSE, failing=LOST.failing), "cuda", [0, 2]),
@@ -147,3 +148,8 @@ def test_the_command_that_would_help_is_given_by_itself_too() -> None:
     details: dict[str, Any] = refused.value.details
     assert details["install"] in refused.value.message
     assert details["install"].startswith("pip install xllamacpp ")
+
+
+def test_another_build_that_cannot_be_asked_gets_no_processor_in_silence():
+    with pytest.raises(InvalidField, match="could not be found out: No module named 'xllamacpp'"):
+        choose("auto", None, "rocm", FAILED, BARE)

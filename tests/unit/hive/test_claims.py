@@ -1,5 +1,7 @@
 """What a claim goes through in the life of its worker, and what must not keep others from theirs."""
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -167,6 +169,8 @@ async def test_one_that_has_failed_is_shown_where_it_ran():
     async with running(hive):
         record = await ready_worker(hive, on_gpu(4, restart=Restart.NEVER))
         await crash(hive)
+        await anyio.sleep(0.5)
+        await settled()
         assert (record.worker.state, record.claim) == (S.FAILED, None)
         assert (record.placement.backend, record.placement.devices) == ("cuda", (0,))
 
@@ -198,3 +202,73 @@ async def test_one_that_is_ready_is_measured_once_until_it_is_sampled():
         await anyio.sleep(0.1)
         await hive.pool.consider(holding(4))
         assert hive.node.measured[-1] == first.worker.pid
+
+
+async def test_a_worker_whose_engine_the_settings_have_no_more_is_measured_all_the_same():
+    hive = FakeHive()
+    async with running(hive):
+        record = await ready_worker(hive, holding(1))
+        spec = replace(record.worker.spec, engine="cuda", engine_args=("--threads", "4"))
+        record.worker = replace(record.worker, spec=spec)
+        record.footprint = Footprint(peak_rss_bytes=3 * GIB)
+        await hive.pool.admissions.note_measured()
+        await settled()
+        hive.pool.admissions.peaks.forget(record)
+        assert hive.peaks.saved == {}
+
+
+async def test_the_claim_of_one_that_has_failed_is_held_until_nothing_is_left_of_it():
+    hive = FakeHive()
+    hive.machine.memory = room(5)
+    hive.node.sweep_delay = 3.0
+    async with running(hive):
+        record = await ready_worker(hive, holding(4, restart=Restart.NEVER))
+        await crash(hive)
+        assert record.worker.state is S.FAILED
+        with pytest.raises(DoesNotFit):
+            await hive.pool.spawn(holding(4))
+        await anyio.sleep(3.5)
+        await settled()
+        await hive.pool.spawn(holding(4))
+
+
+async def test_a_restart_by_hand_that_does_not_fit_is_no_crash():
+    hive = FakeHive()
+    hive.machine.memory = room(5)
+    async with running(hive):
+        record = await ready_worker(hive, holding(4))
+        exits = []
+        hive.pool.journal.subscribe(lambda entry: exits.append(entry.exit))
+        hive.machine.memory = room(2)
+        await hive.pool.restart(record.worker_id)
+        await settled()
+        assert (record.worker.state, record.worker.last_exit.reason) == (S.BACKOFF, ExitReason.STOPPED)
+        assert [exit_.reason for exit_ in exits if exit_] == [ExitReason.STOPPED]
+
+
+async def test_a_restart_waits_until_the_memory_of_the_life_before_is_seen_free():
+    hive = FakeHive()
+    hive.machine.devices = (gpu(0, 5.5, held={}),)
+    async with running(hive):
+        record = await ready_worker(hive, on_gpu(4))
+        pid = record.worker.pid
+        record.pids = (pid,)
+        hive.machine.devices = (gpu(0, 1.5, held={pid: 4 * GIB}),)
+        await crash(hive)
+        await anyio.sleep(1.5)
+        assert record.worker.state is S.BACKOFF
+        hive.machine.devices = (gpu(0, 5.5, held={}),)
+        await anyio.sleep(0.5)
+        await settled()
+        assert record.worker.state is S.STARTING
+
+
+async def test_what_was_measured_last_is_stored_at_the_end():
+    hive = FakeHive()
+    peaks = hive.pool.admissions.peaks
+    async with running(hive):
+        record = await ready_worker(hive, holding(1))
+        record.footprint = Footprint(peak_rss_bytes=3 * GIB)
+        await hive.pool.admissions.note_measured()
+        await peaks.flush()
+        assert hive.peaks.saved
