@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rbee.nodes import memory
 from tests.hives import Hive, example_model, running_hive, wait_for
 
 MIB, GIB = 2**20, 2**30
@@ -20,17 +20,12 @@ UNIT = 1 * GIB
 """What one worker holds here: much more than other programs of this machine take or leave meanwhile."""
 
 
-def available() -> int:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
 def with_room_for(units: float) -> dict[str, str]:
     """Settings under which so many units of memory may be taken.
 
     With beats as usual: whoever writes gigabytes on all cores may keep a keeper from speaking for a second.
     """
-    margin = str(available() - int(units * UNIT))
+    margin = str(memory.read().free_bytes - int(units * UNIT))
     return {"limits.min_free_memory": margin, "heartbeat.interval": "2s", "heartbeat.stale_after": "60s"}
 
 

@@ -1,5 +1,6 @@
 """How much memory programs can still get here: of the machine, and of the cgroups that limit this process."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rbee.nodes import cgroups
 from rbee.nodes.processes import LINUX, fields_of, read_file
 
 _MEMINFO: Final = Path("/proc/meminfo")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _KIB: Final = 1024
 
 
@@ -91,6 +93,20 @@ def own_groups() -> list[Group]:
     return [Group(directory, controller) for directory, controller in found if directory is not None]
 
 
+def on_processor_lists(zoneinfo: Path) -> int:
+    """Bytes that are free, and that MemAvailable lacks: each processor keeps lists of pages that were freed on it.
+
+    Since Linux 6.7 these may grow to an eighth of the memory: 1.4 GiB of 24 were seen there after a worker had ended,
+    for minutes. Whoever needs memory gets them. 0 where that cannot be read.
+    """
+    try:
+        fields = read_file(str(zoneinfo)).split()
+    except OSError:
+        return 0
+    pages = sum(int(fields[at + 1]) for at, word in enumerate(fields) if word == b"count:")
+    return pages * _PAGE
+
+
 def read(meminfo: Path = _MEMINFO, groups: list[Group] | None = None) -> MemoryReading:
     """A reading of now; *groups* are our own unless given. Blocking. Raises OSError where there is none to be had."""
     if not LINUX:
@@ -100,6 +116,7 @@ def read(meminfo: Path = _MEMINFO, groups: list[Group] | None = None) -> MemoryR
     if found is None:
         raise OSError(f"{meminfo} does not say MemTotal and MemAvailable")
     total, available = (kib * _KIB for kib in found)
+    available = min(total, available + on_processor_lists(meminfo.with_name("zoneinfo")))
     readings = [
         tightest for group in (own_groups() if groups is None else groups) if (tightest := group.tightest(total))
     ]

@@ -1,5 +1,7 @@
 """What is left, from recorded files: the machine's meminfo, and groups of both versions."""
 
+import os
+
 import pytest
 
 from rbee.nodes import memory
@@ -128,3 +130,21 @@ def test_a_kernel_that_does_not_say_what_is_available_is_an_error(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")
     with pytest.raises(OSError, match="MemAvailable"):
         memory.read(tmp_path / "meminfo", [])
+
+
+def test_pages_that_processors_keep_on_their_lists_are_free_too(meminfo):
+    text = """Node 0, zone      DMA
+  pages free     2816
+  pagesets
+    cpu: 0
+              count:    100
+              high:     194560
+    cpu: 1
+              count:    28
+              high:     194560
+Node 0, zone   Normal
+    cpu: 0
+              count:    1000
+"""
+    meminfo.with_name("zoneinfo").write_text(text)
+    assert memory.read(meminfo, []).available_bytes == AVAILABLE + 1128 * os.sysconf("SC_PAGE_SIZE")
