@@ -179,10 +179,10 @@ class Admissions:
         return await self._sources.sizer.facts(path) if path else ModelFacts(0)
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
-        asked = replace(self._of_kind(spec), ctx_size=ctx_size)
-        peak = self.peaks.of(spec, facts.file_bytes, placement)
-        options = self._options
-        return sizing.need_of(asked, facts, options.prompt_cache_bytes, placement, peak, options.processor)
+        asked, options = replace(spec, ctx_size=ctx_size), self._options
+        peak = self.peaks.of(asked, facts.file_bytes, placement)
+        kind = self._of_kind(asked)
+        return sizing.need_of(kind, facts, options.prompt_cache_bytes, placement, peak, options.processor)
 
     def _peak_key(self, spec: WorkerSpec, file_bytes: int, placement: Placement) -> str:
         # By its name too: two commands are of one kind.

@@ -3,30 +3,10 @@
 import pytest
 
 from rbee.core.claims import Placement
-from rbee.core.model_header import ModelHeader
 from rbee.core.repacking import added_args
+from tests.headers import header
 
 CPU = Placement()
-
-
-def header(*type_bytes, input_bytes=0):
-    size = sum(each for _, each in type_bytes)
-    return ModelHeader(
-        architecture="llama",
-        embedding_length=64,
-        feed_forward_length=256,
-        vocabulary=100,
-        context_length=512,
-        heads=(4,),
-        kv_heads=(4,),
-        key_length=16,
-        value_length=16,
-        input_bytes=input_bytes,
-        layer_bytes=(size,),
-        output_bytes=0,
-        is_tied=True,
-        type_bytes=type_bytes,
-    )
 
 
 def added(model, *args, placement=CPU, processor="x86_64"):

@@ -10,11 +10,12 @@ from rbee.core import auth
 from rbee.core.claims import Peak, Placement
 from rbee.core.errors import DoesNotFit, InvalidField, ModelNotFound
 from rbee.core.launch import EngineOptions, Footprint, ProcessIdentity, StoredWorker
-from rbee.core.model_header import ModelFacts, ModelHeader
+from rbee.core.model_header import ModelFacts
 from rbee.core.resources import DeviceReading, EngineBuild, MemoryReading
 from rbee.core.worker import Restart, WorkerSpec, WorkerState
 from rbee.hive.restarts import REFUSED_DELAY
 from rbee.testing import GIB, FakeHive
+from tests.headers import header
 from tests.unit.hive.pools import announcement, crash, ready_worker, running, settled
 
 pytestmark = pytest.mark.anyio
@@ -394,29 +395,32 @@ async def test_the_map_that_a_model_passes_through_on_its_way_to_a_device_is_no_
         assert [peak.ram_bytes for peak in hive.peaks.saved.values()] == [350 * MIB]
 
 
+async def test_a_peak_with_one_context_says_nothing_of_a_smaller_one():
+    hive = FakeHive()
+    path = "/models/long.gguf"
+    # 32 KiB of keys and values a token: 2 GiB with 64 k of them.
+    hive.sizer.known[path] = ModelFacts(GIB, header(("Q8_0", GIB), kv_heads=(64,), key_length=128, value_length=128))
+    spec = WorkerSpec("", f"file:{path}", ctx_size=65_536, slots=1)
+    async with running(hive):
+        record = await ready_worker(hive, spec)
+        record.footprint = Footprint(peak_rss_bytes=6 * GIB)
+        await hive.pool.admissions.note_measured()
+        await hive.pool.delete(record.worker_id)
+        await settled()
+        hive.machine.memory = room(4)
+        verdict = await hive.pool.consider(spec)
+        assert (verdict.fits, verdict.claim.need.ram.total_bytes) == (False, 6 * GIB)
+        (advised,) = [advice.ctx_size for advice in verdict.advice if advice.ctx_size]
+        assert (await hive.pool.consider(replace(spec, ctx_size=advised))).fits
+
+
 # How a model is loaded.
 
 
 def repacked(hive):
     """A model whose weights the processor copies."""
-    header = ModelHeader(
-        architecture="llama",
-        embedding_length=64,
-        feed_forward_length=256,
-        vocabulary=100,
-        context_length=512,
-        heads=(4,),
-        kv_heads=(4,),
-        key_length=16,
-        value_length=16,
-        input_bytes=0,
-        layer_bytes=(GIB,),
-        output_bytes=0,
-        is_tied=True,
-        type_bytes=(("Q4_0", GIB),),
-    )
     path = "/models/repacked.gguf"
-    hive.sizer.known[path] = ModelFacts(GIB, header)
+    hive.sizer.known[path] = ModelFacts(GIB, header(("Q4_0", GIB)))
     return WorkerSpec("", f"file:{path}", ctx_size=512, slots=1)
 
 
