@@ -92,6 +92,10 @@ class WorkerSpec:
     idle_timeout: float | None = None
     external: bool = False
 
+    def memory_limit(self, general: int) -> int:
+        """The most memory that it may have, in bytes: its own limit, or the *general* one where that is smaller."""
+        return general if self.max_memory_bytes is None else min(general, self.max_memory_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

@@ -271,8 +271,7 @@ class Monitor:
         """The footprints of those that come near their limit, by the pid of their keeper."""
         exact: dict[int, Footprint] = {}
         for worker in workers:
-            pid, limit = worker.pid, self._options.max_worker_memory
-            limit = min(limit, worker.spec.max_memory_bytes or limit)
+            pid, limit = worker.pid, worker.spec.memory_limit(self._options.max_worker_memory)
             if pid is None or pid not in cheaply or cheaply[pid].private_bytes < NEAR_LIMIT * limit:
                 continue
             if (footprint := await self._node.measure_exactly(pid)) is not None:

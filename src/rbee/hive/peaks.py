@@ -77,7 +77,7 @@ class PeakBook:
             return
         known = self._peaks.get(key, Peak(0))
         # What goes beyond its limit is the fault for which it is ended; such a peak would forbid the model for ever.
-        limit = min(self._limit, spec.max_memory_bytes or self._limit)
+        limit = spec.memory_limit(self._limit)
         seen = record.vram or {}
         vram = tuple(seen.get(device, 0) for device in placement.devices)
         before = known.vram_bytes or (0,) * len(vram)
