@@ -54,6 +54,14 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelToLoad:
+    """``added_engine_args``: what its engine is told beside what was asked for."""
+
+    path: str
+    added_engine_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionOptions:
     limits: Limits
     prompt_cache_bytes: int
@@ -175,8 +183,12 @@ class Admissions:
         return tuple(uuid for uuid in found if uuid)
 
     async def _facts(self, spec: WorkerSpec) -> ModelFacts:
+        return (await self._model(spec))[1]
+
+    async def _model(self, spec: WorkerSpec) -> tuple[str, ModelFacts]:
+        """Its path, empty where it has no file, and what is known of it."""
         path = await self._sources.library.locate(model_ref.parse(spec.model_ref))
-        return await self._sources.sizer.facts(path) if path else ModelFacts(0)
+        return path, await self._sources.sizer.facts(path) if path else ModelFacts(0)
 
     def _need(self, spec: WorkerSpec, facts: ModelFacts, placement: Placement, ctx_size: int) -> Need:
         asked, options = replace(spec, ctx_size=ctx_size), self._options
@@ -205,17 +217,15 @@ class Admissions:
             return None
         return await self._sources.machine.build_of(self._engine(spec).python)
 
-    async def added_args(self, record: Record) -> tuple[str, ...]:
-        """What the engine of a worker that is about to start is told beside what was asked for.
-
-        Raises ModelNotFound or NotAModelFile.
-        """
+    async def model_to_load(self, record: Record) -> ModelToLoad:
+        """For a worker that is about to start, at its placement. Raises ModelNotFound or NotAModelFile."""
         spec = record.worker.spec
-        facts = await self._facts(spec)
+        path, facts = await self._model(spec)
         record.model_bytes = facts.file_bytes
         if facts.header is None or self._kind(spec) != LLAMA_CPP:
-            return ()
-        return repacking.added_args(facts.header, spec.engine_args, record.placement, self._options.processor)
+            return ModelToLoad(path)
+        added = repacking.added_args(facts.header, spec.engine_args, record.placement, self._options.processor)
+        return ModelToLoad(path, added)
 
     # What there is.
 

@@ -2,7 +2,7 @@
 
 import anyio
 
-from rbee.core import auth, model_ref
+from rbee.core import auth
 from rbee.core.errors import NoPortLeft
 from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
 from rbee.core.routing import RouteTable
@@ -34,12 +34,13 @@ class Launching:
         spec, options = record.worker.spec, self._options
         # One that was taken over and has never said where it serves.
         record.port = record.port or self.free_port()
+        model = await self._admissions.model_to_load(record)
         return Launch(
             spec=spec,
             incarnation=record.worker.incarnation,
             port=record.port,
             port_last=options.ports.stop - 1,
-            model_path=await self._adapters.library.locate(model_ref.parse(spec.model_ref)),
+            model_path=model.path,
             token=auth.worker_token(self._policy.worker_secret, spec.worker_id, record.worker.incarnation),
             host=options.worker_host,
             callback_url=options.callback_url,
@@ -53,14 +54,13 @@ class Launching:
             placement=record.placement,
             device_uuids=self._admissions.uuids(record.placement),
             memory_limit_bytes=self._hard_limit(spec),
-            added_engine_args=await self._admissions.added_args(record),
+            added_engine_args=model.added_engine_args,
         )
 
     def _hard_limit(self, spec: WorkerSpec) -> int | None:
         if not self._options.hard_memory_limit:
             return None
-        limit = self._options.limits.max_worker_memory
-        return min(limit, spec.max_memory_bytes or limit)
+        return spec.memory_limit(self._options.limits.max_worker_memory)
 
     def free_port(self) -> int:
         """A port of the range that nobody has. Raises NoPortLeft."""
