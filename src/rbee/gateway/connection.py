@@ -24,6 +24,7 @@ from rbee.gateway.chunks import ChunkReader
 from rbee.gateway.endpoints import Shape, shape_of
 from rbee.gateway.exchange import now
 from rbee.gateway.head import RequestHead, is_hopeless, parse_head
+from rbee.gateway.likeness import Likeness
 from rbee.gateway.ports import Exchange, Transport
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class ClientConnection:
         self._reading_paused = self._writing_paused = False
         self._leaving = False
         self.origin: bytes | None = None
+        self._usual: RequestHead | None = None
+        self._likeness: Likeness | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -180,7 +183,7 @@ class ClientConnection:
         """Whether something was taken out of the buffer and there may be more."""
         try:
             if self._phase is Phase.HEAD:
-                return self._read_head()
+                return bool(self._buffer) and (self._read_usual() or self._read_head())
             if self._phase is Phase.BODY:
                 return self._read_body()
         except (MalformedRequest, HeaderTooLarge, BodyTooLarge, BufferFull) as error:
@@ -199,6 +202,20 @@ class ClientConnection:
             self._reading_paused = full
             (self._transport.pause_reading if full else self._transport.resume_reading)()
 
+    def _read_usual(self) -> bool:
+        """Take a head that is the last one's but for its length: all that was decided on that one holds."""
+        found = self._likeness.read(self._buffer) if self._likeness is not None else None
+        if found is None:
+            return False
+        head = self._usual
+        assert head is not None
+        head.length, end = found
+        self._buffer = self._buffer[end:]
+        self._begin_body(head)
+        self._exchange = self._door.admit_again(head, self, self._request_id)
+        self._door.check_size(head, head.length)
+        return True
+
     def _read_head(self) -> bool:
         if self._buffer.startswith(b"\r\n"):
             self._buffer = self._buffer[2:]
@@ -213,20 +230,28 @@ class ClientConnection:
                 raise HeaderTooLarge(f"The header is larger than {limit} bytes (gateway.max_header).")
             self._scanned = len(self._buffer)
             return False
-        self._scanned = 0
         raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
-        head = self._head = parse_head(raw)
+        self._likeness = self._usual = None
+        head = parse_head(raw)
+        self._begin_body(head)
+        self._exchange = self._door.admit(head, self, self._request_id)
+        self._door.check_size(head, head.length)
+        # An origin was judged with its head, but stands on the connection: such a head is read anew each time.
+        if head.principal is not None and self.origin is None and not head.expects_continue:
+            self._likeness, self._usual = Likeness.of(raw), head
+        if head.expects_continue and head.has_body and not self._buffer:
+            self._transport.write(_CONTINUE)
+        return True
+
+    def _begin_body(self, head: RequestHead) -> None:
+        self._scanned = 0
+        self._head = head
         self._request_id = rewrite.request_id(head.fields.get(b"x-request-id"))
         self._close = self._leaving or not head.keep_alive
         self._missing = head.length
         self._chunks = ChunkReader() if head.chunked else None
         self._phase = Phase.BODY
-        self._exchange = self._door.admit(head, self, self._request_id)
-        self._door.check_size(head, head.length)
         self._body_since = now()
-        if head.expects_continue and head.has_body and not self._buffer:
-            self._transport.write(_CONTINUE)
-        return True
 
     def _read_body(self) -> bool:
         if self._chunks is not None:
@@ -270,28 +295,28 @@ class ClientConnection:
 
     # writing answers
 
-    def begin(self, status: int, fields: rewrite.Fields, length: int | None) -> None:
+    def begin(self, status: int, lines: bytes, length: int | None) -> None:
         head = self._head
         self._bodyless = head is not None and head.method == b"HEAD"
         self._chunked_answer = False
-        lines = [*fields]
+        framing = b""
         if length is not None:
             if status not in (204, 304):
-                lines.append((b"content-length", b"%d" % length))
+                framing = b"content-length: %d\r\n" % length
         elif not self._bodyless:
             self._chunked_answer = head is None or head.minor == 1
             if self._chunked_answer:
-                lines.append((b"transfer-encoding", b"chunked"))
+                framing = b"transfer-encoding: chunked\r\n"
             else:
                 self._close = True
         if self.origin is not None:
-            lines += fence.origin_headers(self.origin)
+            framing += fence.origin_lines(self.origin)
         if self._close:
-            lines.append((b"connection", b"close"))
+            framing += b"connection: close\r\n"
         elif head is not None and head.minor == 0:
-            lines.append((b"connection", b"keep-alive"))
-        lines.append((b"x-request-id", self._request_id.encode("ascii")))
-        self._pending = rewrite.answer_head(status, lines)
+            framing += b"connection: keep-alive\r\n"
+        own = (rewrite.status_line(status), lines, framing, self._request_id.encode("ascii"))
+        self._pending = b"%b%b%bx-request-id: %b\r\n\r\n" % own
 
     def send(self, data: bytes, *, done: bool = False) -> None:
         out, self._pending = self._pending, b""
@@ -310,6 +335,14 @@ class ClientConnection:
         if done:
             self._finish()
 
+    def send_chunk(self, framed: bytes, start: int) -> None:
+        if self._chunked_answer and not self._pending:
+            if not self._transport.is_closing():
+                self._answering = True
+                self._transport.write(framed)
+        else:
+            self.send(framed[start:-2])
+
     def close_after(self) -> None:
         self._close = True
 
@@ -326,7 +359,7 @@ class ClientConnection:
         self._close = self._close or unread
         shape = shape_of(self._head.path) if self._head is not None else Shape.PLAIN
         body = faults.body(error, shape, self._request_id)
-        self.begin(status_of(error), faults.fields(error), len(body))
+        self.begin(status_of(error), rewrite.lines_of(faults.fields(error)), len(body))
         self.send(body)
         if unread:
             self._linger()

@@ -92,8 +92,14 @@ class FrontDoor:
     def _inference(self, head: RequestHead, client: Client, request_id: str) -> Inference:
         if head.method != b"POST":
             raise MethodNotAllowed("This path takes POST.", allow="POST")
-        require(self._principal(head), Action.INFER)
+        principal = self._principal(head)
+        require(principal, Action.INFER)
         fence.check_content_type(head)
+        head.principal = principal
+        return self.admit_again(head, client, request_id)
+
+    def admit_again(self, head: RequestHead, client: Client, request_id: str) -> Inference:
+        """The exchange for another request with a head that was let in to a model already (it has a principal)."""
         self.check_open()
         return Inference(self, client, head, request_id)
 

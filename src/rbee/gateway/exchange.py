@@ -8,7 +8,7 @@ import structlog
 from rbee.core.errors import ControlUnavailable
 from rbee.gateway.head import RequestHead
 from rbee.gateway.ports import Client
-from rbee.gateway.rewrite import Fields, for_control, from_upstream
+from rbee.gateway.rewrite import Fields, for_control, lines_of
 from rbee.gateway.upstream import AnswerHead, Pool, Request, Upstream
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ class OwnAnswer:
 
     def start(self, body: bytes) -> None:
         status, fields, answer = self._answer
-        self._client.begin(status, fields, len(answer))
+        self._client.begin(status, lines_of(fields), len(answer))
         self._client.send(answer, done=True)
 
     def tick(self, now: float) -> None:
@@ -102,8 +102,11 @@ class ControlRelay(Relay):
         if head is not None:
             self._answering = True
             self.client.drop_body()
-            self.client.begin(head.status, from_upstream(head.fields), head.length)
+            self.client.begin(head.status, head.lines, head.length)
         self.client.send(data, done=done)
+
+    def chunk(self, framed: bytes, start: int) -> None:
+        self.client.send_chunk(framed, start)
 
     def lost(self, reason: str, stale: bool) -> None:
         self.upstream = None

@@ -65,13 +65,13 @@ def preflight_headers(head: RequestHead) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def origin_headers(origin: bytes) -> list[tuple[bytes, bytes]]:
-    """What lets the page of an allowed *origin* read an answer."""
-    return [
-        (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", b"x-request-id, x-rbee-worker, x-rbee-queue-ms, retry-after"),
-        (b"vary", b"origin"),
-    ]
+def origin_lines(origin: bytes) -> bytes:
+    """The header lines that let the page of an allowed *origin* read an answer."""
+    return (
+        b"access-control-allow-origin: %b\r\n"
+        b"access-control-expose-headers: x-request-id, x-rbee-worker, x-rbee-queue-ms, retry-after\r\n"
+        b"vary: origin\r\n" % origin
+    )
 
 
 def check_content_type(head: RequestHead) -> None:

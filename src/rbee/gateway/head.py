@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from rbee.core.auth import Principal
 from rbee.core.errors import MalformedRequest
 
 # Possessive throughout (++, *+): a hostile head fails in linear time.
@@ -42,7 +43,9 @@ class RequestHead:
     """One request without its body. Names in ``headers`` and ``fields`` are lower case.
 
     ``fields`` holds the first value of each name, ``connection`` the lower-case options of Connection,
-    ``length`` the declared length of the body in bytes (0 when none was declared).
+    ``length`` the declared length of the body in bytes (0 when none was declared). What others found in it and need
+    for each request that has the same head: ``engine_lines`` are the headers that an engine gets, ``principal`` is who
+    asks, where the door let it in to a model.
     """
 
     method: bytes
@@ -54,6 +57,8 @@ class RequestHead:
     connection: frozenset[bytes]
     length: int
     chunked: bool
+    engine_lines: bytes | None = None
+    principal: Principal | None = None
 
     @property
     def keep_alive(self) -> bool:

@@ -24,7 +24,7 @@ from rbee.gateway.exchange import Relay, now
 from rbee.gateway.head import RequestHead
 from rbee.gateway.lease import Lease
 from rbee.gateway.ports import Client
-from rbee.gateway.rewrite import for_engine, from_upstream
+from rbee.gateway.rewrite import for_engine
 from rbee.gateway.upstream import AnswerHead, Request
 from rbee.gateway.waiting import RETRY_AFTER
 
@@ -195,6 +195,14 @@ class Inference(Relay):
             self._close(self._open_status or 200)
         self.client.send(data, done=done)
 
+    def chunk(self, framed: bytes, start: int) -> None:
+        if self._foreign is not None:
+            self.answered(None, framed[start:-2], done=False)
+            return
+        self._activity.relayed_bytes += len(framed)
+        self._account.adds(framed[start:-2], 0.0 if self._account.first_byte_at is not None else now())
+        self.client.send_chunk(framed, start)
+
     def lost(self, reason: str, stale: bool) -> None:
         self.upstream = None
         if stale and self._request is not None and self._is_still_there():
@@ -241,14 +249,14 @@ class Inference(Relay):
         self._request = None
         self._body = b""
         self.client.drop_body()
-        is_stream = head.field(b"content-type").startswith(b"text/event-stream")
+        is_stream = head.is_stream
         worker_id = (self._account.worker_id or "").encode()
         queue_ms = b"%d" % (self._account.waited * 1000)
         if self._commented_at is None:
             self._open_status = head.status
             self._ends_in_event = is_stream and head.length is None
-            fields = [*from_upstream(head.fields), (b"x-rbee-worker", worker_id), (b"x-rbee-queue-ms", queue_ms)]
-            self.client.begin(head.status, fields, head.length)
+            own = b"x-rbee-worker: %b\r\nx-rbee-queue-ms: %b\r\n" % (worker_id, queue_ms)
+            self.client.begin(head.status, head.lines + own, head.length)
         elif is_stream and head.status == 200:
             self.client.send(b": x-rbee-worker=%b x-rbee-queue-ms=%b\n\n" % (worker_id, queue_ms))
         else:
@@ -292,7 +300,7 @@ class Inference(Relay):
         if self._commented_at is None:
             self._ends_in_event = True
             self._open_status = 200
-            self.client.begin(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")], None)
+            self.client.begin(200, b"content-type: text/event-stream\r\ncache-control: no-cache\r\n", None)
         self._commented_at = now
         self.client.send(b": waiting\n\n")
 

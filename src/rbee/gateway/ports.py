@@ -3,7 +3,6 @@
 from typing import Protocol
 
 from rbee.core.errors import RequestError
-from rbee.gateway.rewrite import Fields
 
 
 class Transport(Protocol):
@@ -25,14 +24,18 @@ class Client(Protocol):
     origin: bytes | None
     """The foreign origin that may read the answer."""
 
-    def begin(self, status: int, fields: Fields, length: int | None) -> None:
+    def begin(self, status: int, lines: bytes, length: int | None) -> None:
         """Prepare the head of the answer; it leaves with the first ``send``.
 
-        *length* is the length of the body in bytes, None where nobody knows it yet.
+        *lines* are its headers, each with its end; *length* is the length of the body in bytes, None where nobody
+        knows it yet.
         """
 
     def send(self, data: bytes, *, done: bool = False) -> None:
         """The next bytes of the body; *done*: the last ones, and the next request may begin."""
+
+    def send_chunk(self, framed: bytes, start: int) -> None:
+        """The same for one whole chunk of a chunked body as it came, its content from *start* to 2 before its end."""
 
     def refuse(self, error: RequestError) -> None:
         """Answer with an error, as a whole answer of its own."""

@@ -4,6 +4,7 @@ A connection serves one request at a time. Everything is callbacks; a task lives
 """
 
 import asyncio
+import re
 import sys
 from collections.abc import Container
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from time import perf_counter
 from typing import Final, Protocol, cast
 
 import httptools
+
+from rbee.gateway.likeness import Likeness
+from rbee.gateway.rewrite import from_upstream
 
 Address = str | tuple[str, int]
 """A Unix socket's path, or host and port."""
@@ -40,22 +44,34 @@ class Request:
     is_head: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+_CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}\r\n")
+
+
 class AnswerHead:
-    """``length`` is the body's length in bytes; None where only its end tells."""
+    """``length`` is the body's length in bytes (None where only its end tells), ``size`` that of the header lines.
 
-    status: int
-    fields: list[tuple[bytes, bytes]]
-    length: int | None
+    ``lines`` are those that the client gets. One object may come with many answers that differ in their length alone.
+    """
 
-    def field(self, name: bytes) -> bytes:
-        """The first value of a header by its lower-case name; empty without one."""
-        return next((value for known, value in self.fields if known.lower() == name), b"")
+    __slots__ = ("is_stream", "length", "lines", "size", "status")
 
-    @property
-    def size(self) -> int:
-        """Bytes of its header lines."""
-        return sum(len(name) + len(value) + 4 for name, value in self.fields)
+    def __init__(self, status: int, fields: list[tuple[bytes, bytes]], length: int | None) -> None:
+        self.status = status
+        self.length = length
+        self.lines = from_upstream(fields)
+        self.size = sum(len(name) + len(value) + 4 for name, value in fields)
+        kind = next((value for name, value in fields if name.lower() == b"content-type"), b"")
+        self.is_stream = kind.startswith(b"text/event-stream")
+
+
+def whole_chunk(data: bytes) -> int:
+    """Where the content begins if *data* is exactly one chunk of a chunked body, and not the last; else 0."""
+    found = _CHUNK_SIZE.match(data)
+    if found is None:
+        return 0
+    start = found.end()
+    size = int(found[0], 16)
+    return start if size and start + size + 2 == len(data) and data.endswith(b"\r\n") else 0
 
 
 class Asker(Protocol):
@@ -63,6 +79,9 @@ class Asker(Protocol):
 
     def answered(self, head: AnswerHead | None, data: bytes, done: bool) -> None:
         """More of the answer; *head* comes once and first."""
+
+    def chunk(self, framed: bytes, start: int) -> None:
+        """More of an answer that has begun: one chunk as it came, its content from *start* to 2 before its end."""
 
     def lost(self, reason: str, stale: bool) -> None:
         """There will be no (more) answer. *stale*: a kept connection that had ended before it was used."""
@@ -87,6 +106,8 @@ class Upstream(asyncio.Protocol):
         self._reused = False
         self._parting = False
         self._parser = httptools.HttpResponseParser(self)
+        self._likeness: Likeness | None = None
+        self._usual: AnswerHead | None = None
 
     def ask(self, request: Request, asker: Asker) -> None:
         """Send *request*; *asker* gets the answer."""
@@ -94,6 +115,7 @@ class Upstream(asyncio.Protocol):
         self._asker = asker
         self._is_head_request = request.is_head
         self._heard = self._begun = self._done = self._interim = self._until_end = self._keep = False
+        self._chunked = self._at_chunk = self._between_chunks = False
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._head: AnswerHead | None = None
@@ -154,6 +176,12 @@ class Upstream(asyncio.Protocol):
         except Exception:  # a callback has no caller who would end the request
             asker.broken()
 
+    def _tell_chunk(self, asker: Asker, framed: bytes, start: int) -> None:
+        try:
+            asker.chunk(framed, start)
+        except Exception:  # as above
+            asker.broken()
+
     def _tell_lost(self, asker: Asker, reason: str) -> None:
         try:
             asker.lost(reason, self._reused and not self._heard and self._ended_at_once())
@@ -198,11 +226,38 @@ class Upstream(asyncio.Protocol):
         self._write()
 
     def data_received(self, data: bytes) -> None:
-        if self._asker is None:
+        asker = self._asker
+        if asker is None:
             self._end()
             return
-        self._heard = True
         self.heard_at = perf_counter()
+        if self._between_chunks:
+            # The parser stands before a chunk; one that is whole passes beside it, and leaves it there.
+            start = whole_chunk(data)
+            if start:
+                self._tell_chunk(asker, data, start)
+                return
+        elif self._likeness is not None and not self._heard and self._take_usual(asker, data):
+            return
+        self._heard = True
+        self._parse(data)
+
+    def _take_usual(self, asker: Asker, data: bytes) -> bool:
+        """Take *data* for a whole answer whose head is the last one's but for its length; False for anything else."""
+        assert self._likeness is not None
+        assert self._usual is not None
+        found = self._likeness.read(data)
+        if found is None or found[0] + found[1] != len(data):
+            return False
+        head, self._asker = self._usual, None
+        head.length = found[0]
+        self._keep = True
+        self._part()
+        self._tell(asker, head, data[found[1] :], done=True)
+        return True
+
+    def _parse(self, data: bytes) -> None:
+        is_first = not self._begun and not self._head_bytes
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -216,7 +271,17 @@ class Upstream(asyncio.Protocol):
             if self._head_bytes > MAX_ANSWER_HEAD:
                 self._lose("the head of its answer has no end")
                 return
+        elif is_first and self._done:
+            self._remember(data)
+        self._between_chunks = self._at_chunk and data.endswith(b"\r\n")
         self._deliver()
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what the head of a whole answer says: the next one on this connection will be alike."""
+        head, end = self._head, data.find(b"\r\n\r\n")
+        is_usual = self._keep and not self._is_head_request and data.startswith(b"HTTP/1.1 200 ")
+        self._likeness = Likeness.of(data[: end + 4]) if is_usual and end >= 0 else None
+        self._usual = head if self._likeness is not None else None
 
     def _deliver(self) -> None:
         head, self._head = self._head, None
@@ -288,6 +353,7 @@ class Upstream(asyncio.Protocol):
         codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or lengths):
             raise ValueError("unknown framing")
+        self._chunked = self._at_chunk = bool(codings) and not self._is_head_request and status not in (204, 304)
         if status in (204, 304):
             return 0
         if lengths:
@@ -299,7 +365,14 @@ class Upstream(asyncio.Protocol):
         if not self._done:
             self._parts.append(body)
 
+    def on_chunk_header(self) -> None:
+        self._at_chunk = False
+
+    def on_chunk_complete(self) -> None:
+        self._at_chunk = self._chunked
+
     def on_message_complete(self) -> None:
+        self._chunked = self._at_chunk = False
         if self._interim:
             self._interim = False
         elif not self._done:

@@ -92,7 +92,7 @@ async def test_answer_that_makes_us_raise_ends_its_request(house):
     client = await house.client()
     client.post(STREAM)
     await until(lambda: house.slots_used() == 1)
-    next(iter(house.gateway._connections))._exchange.answered = fail
+    next(iter(house.gateway._connections))._exchange.chunk = fail
     step.set()
     await client.rest()
     assert house.slots_used() == 0

@@ -84,7 +84,7 @@ def test_connection_that_is_to_leave_is_aborted_where_its_peer_does_not_read(con
 
 
 def test_error_of_ours_before_an_answers_first_byte_is_told_in_its_own_framing(connection, transport):
-    connection.begin(200, [], None)
+    connection.begin(200, b"", None)
     connection.broken()
     head, _, body = transport.written.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 500 ")
@@ -93,7 +93,7 @@ def test_error_of_ours_before_an_answers_first_byte_is_told_in_its_own_framing(c
 
 
 def test_error_of_ours_in_an_answer_ends_the_connection(connection, transport):
-    connection.begin(200, [], None)
+    connection.begin(200, b"", None)
     connection.send(b"half")
     connection.broken()
     assert transport.calls == ["abort"]

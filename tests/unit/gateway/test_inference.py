@@ -60,7 +60,7 @@ class FakeClient:
         self.ends = 0
         self.refused = None
 
-    def begin(self, status, fields, length):
+    def begin(self, status, lines, length):
         assert not self.begun
         self.begun = True
 
@@ -68,6 +68,9 @@ class FakeClient:
         assert self.begun
         assert not self.ends
         self.ends += done
+
+    def send_chunk(self, framed, start):
+        self.send(framed[start:-2])
 
     def refuse(self, error):
         assert not self.begun
