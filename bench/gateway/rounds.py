@@ -26,6 +26,9 @@ class Cost:
     rate: float
 
 
+Measure = Callable[[Proxy], Cost]
+
+
 def a_request(pool: Executor, proxy: Proxy, requests: int, connections: int = 32) -> Cost:
     """Processor time of a JSON request that comes as soon as the one before is answered."""
     before = proxy.cpu_seconds()
@@ -49,9 +52,7 @@ def a_chunk(pool: Executor, proxy: Proxy, seconds: float, streams: int = 64, int
     return Cost((proxy.cpu_seconds() - before) / result.events * 1e6, result.events / result.seconds)
 
 
-def in_turn(
-    proxies: Sequence[Proxy], rounds: int, measure: Callable[[Proxy], Cost]
-) -> Iterator[tuple[int, dict[str, Cost]]]:
+def in_turn(proxies: Sequence[Proxy], rounds: int, measure: Measure) -> Iterator[tuple[int, dict[str, Cost]]]:
     """One round after the other, each proxy once a round and each round with another one first."""
     for number in range(rounds):
         first = number % len(proxies)
