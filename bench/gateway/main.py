@@ -1,0 +1,49 @@
+"""A quick look at one figure: what our gateway costs beside HAProxy.
+
+``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from bench.gateway import proxies, rounds
+
+REQUESTS = 4000
+SECONDS = 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["json", "open", "chunks"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=32, help="of json")
+    parser.add_argument("--rate", type=float, default=1000, help="requests a second of open")
+    parser.add_argument("--with", dest="others", nargs="*", default=[], choices=[*proxies.STARTS], help="these, too")
+    chosen = parser.parse_args()
+    names = [proxies.HAPROXY, proxies.OURS, *chosen.others]
+    with (
+        tempfile.TemporaryDirectory(prefix="rbee-bench-") as folder,
+        proxies.standing(Path(folder), names) as found,
+        rounds.loader() as pool,
+    ):
+
+        def measure(proxy: proxies.Proxy) -> rounds.Cost:
+            if chosen.what == "json":
+                return rounds.a_request(pool, proxy, REQUESTS, chosen.connections)
+            if chosen.what == "open":
+                return rounds.a_request_now_and_then(pool, proxy, SECONDS, chosen.rate)
+            return rounds.a_chunk(pool, proxy, SECONDS)
+
+        taken = []
+        for number, costs in rounds.in_turn(list(found.values()), chosen.rounds, measure):
+            taken.append(costs)
+            line = "   ".join(f"{name} {cost.micros:.1f} us ({cost.rate:.0f}/s)" for name, cost in costs.items())
+            print(f"{number}: {line}", flush=True)
+        for name in found:
+            ratio = rounds.median_ratio(taken, name, proxies.HAPROXY)
+            print(f"{name}: {rounds.median_micros(taken, name):.1f} us, {ratio:.2f} x {proxies.HAPROXY}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the gateway costs beside its peers: processor time, time added to the first byte, memory. All in one run."""
+
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench.gateway import load, proxies, rounds
+from bench.gateway.proxies import DIRECT, HAPROXY, LITELLM, OURS, PLAIN, SMG, Proxy
+from bench.gateway.rounds import Cost
+from bench.measure import MIB, Row, percentile
+
+ROUNDS: Final = 5
+SLOW_ROUNDS: Final = 2
+"""Of those that cost milliseconds a request: they need no more to be told from the others."""
+
+REQUESTS: Final = {LITELLM: 150, PLAIN: 800}
+MANY_REQUESTS: Final = 6000
+CLIENTS: Final = 32
+RATE: Final = 1000.0
+"""Requests a second where each comes alone."""
+
+SECONDS: Final = 2.0
+STREAMS: Final = {LITELLM: 4}
+"""As many as it can serve in time."""
+
+MANY_STREAMS: Final = 64
+INTERVAL_MS: Final = 20
+ADDED_SECONDS: Final = 3.0
+ADDED_ROUNDS: Final = 3
+SHARE_OF_HIGHEST: Final = 4
+
+FAST: Final = (HAPROXY, OURS, SMG)
+SLOW: Final = (PLAIN, LITELLM)
+BARS: Final = {"request": {HAPROXY: 2.5, SMG: 0.4}, "chunk": {HAPROXY: 1.7, SMG: 0.9}}
+"""The most that ours may cost, as a multiple of theirs."""
+
+
+@dataclass
+class Comparison:
+    """What was found, by proxy; ``added`` is p50 and p99 in seconds, and the rate at which they were taken."""
+
+    idle_bytes: dict[str, int] = field(default_factory=dict)
+    requests: list[dict[str, Cost]] = field(default_factory=list)
+    lone_requests: list[dict[str, Cost]] = field(default_factory=list)
+    chunks: list[dict[str, Cost]] = field(default_factory=list)
+    added: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def highest_rate(self, name: str) -> float:
+        return max(costs[name].rate for costs in self.requests if name in costs)
+
+
+def gateway_price(folder: Path) -> Iterator[Row]:
+    found = compare(folder / "price")
+    yield from _ratios("processor time of a JSON request, 32 clients that ask at once", found.requests, "request")
+    yield from _ratios(f"processor time of a JSON request, {RATE:g} a second", found.lone_requests, "request")
+    yield from _ratios("processor time of a streamed chunk, 64 streams, one every 20 ms", found.chunks, "chunk")
+    if OURS in found.added:
+        p50, p99, rate = found.added[OURS]
+        for name, value, bar in (("p50", p50, 1.0), ("p99", p99, 5.0)):
+            what = f"added to the first byte, {name}, at {rate:.0f} requests a second (HAProxy's highest / 4)"
+            yield Row(what, f"{value * 1000:.2f} ms", f"<= {bar:g} ms", value * 1000 <= bar)
+    for line in lines(found):
+        yield Row(f"comparison: {line[0]}", ", ".join(line[1:]), "")
+
+
+def compare(folder: Path) -> Comparison:
+    """Measure whoever of the peers is there."""
+    found = Comparison()
+    with proxies.standing(folder, [DIRECT, *FAST, *SLOW]) as there, rounds.loader() as pool:
+        found.idle_bytes = {name: proxy.rss_bytes() for name, proxy in there.items() if proxy.pids}
+        fast = [there[name] for name in FAST if name in there]
+        slow = [there[name] for name in SLOW if name in there]
+        found.requests = _taken(fast, slow, lambda proxy: _request(pool, proxy))
+        found.lone_requests = _taken(fast, [], lambda proxy: rounds.a_request_now_and_then(pool, proxy, SECONDS, RATE))
+        found.chunks = _taken(fast, slow, lambda proxy: _chunk(pool, proxy))
+        for proxy in fast:
+            found.added[proxy.name] = _added(pool, there[DIRECT], proxy, found.highest_rate(HAPROXY))
+        for proxy in slow:
+            found.added[proxy.name] = _added(pool, there[DIRECT], proxy, found.highest_rate(proxy.name))
+    return found
+
+
+def lines(found: Comparison) -> Iterator[list[str]]:
+    """A line for each proxy: its name, processor time three times, what it adds, its memory when idle."""
+    for name in [name for name in (HAPROXY, OURS, SMG, PLAIN, LITELLM) if name in found.idle_bytes]:
+        p50, p99, rate = found.added[name]
+        yield [
+            name,
+            f"{_micros(found.requests, name)} a request",
+            f"{_micros(found.lone_requests, name)} at {RATE:g} a second",
+            f"{_micros(found.chunks, name)} a chunk",
+            f"+{p50 * 1000:.2f} ms p50",
+            f"+{p99 * 1000:.2f} ms p99 (at {rate:.0f}/s)",
+            f"{found.idle_bytes[name] / MIB:.0f} MiB",
+        ]
+
+
+def _micros(taken: list[dict[str, Cost]], name: str) -> str:
+    costs = [costs for costs in taken if name in costs]
+    return f"{rounds.median_micros(costs, name):.0f} us" if costs else "-"
+
+
+def _taken(fast: list[Proxy], slow: list[Proxy], measure: rounds.Measure) -> list[dict[str, Cost]]:
+    taken = [costs for _, costs in rounds.in_turn(fast, ROUNDS, measure)]
+    for number, costs in rounds.in_turn(slow, SLOW_ROUNDS, measure):
+        taken[number] |= costs
+    return taken
+
+
+def _request(pool: Executor, proxy: Proxy) -> Cost:
+    return rounds.a_request(pool, proxy, REQUESTS.get(proxy.name, MANY_REQUESTS), CLIENTS)
+
+
+def _chunk(pool: Executor, proxy: Proxy) -> Cost:
+    return rounds.a_chunk(pool, proxy, SECONDS, STREAMS.get(proxy.name, MANY_STREAMS), INTERVAL_MS)
+
+
+def _added(pool: Executor, direct: Proxy, proxy: Proxy, highest: float) -> tuple[float, float, float]:
+    """Difference of the percentiles with and without the proxy at the same rate, the median of the rounds."""
+    rate, differences = highest / SHARE_OF_HIGHEST, []
+    for number in range(ADDED_ROUNDS):
+        took = {}
+        for one in (direct, proxy) if number % 2 else (proxy, direct):
+            plan = load.Open(one.port, rate, ADDED_SECONDS)
+            took[one.name] = pool.submit(load.run, plan).result().check().took
+        differences.append([percentile(took[proxy.name], p) - percentile(took[direct.name], p) for p in (50, 99)])
+    p50, p99 = (statistics.median(values) for values in zip(*differences, strict=True))
+    return p50, p99, rate
+
+
+def _ratios(what: str, taken: list[dict[str, Cost]], each: str) -> Iterator[Row]:
+    for peer, bar in BARS[each].items():
+        if peer not in taken[0]:
+            yield Row(f"{what}, rbee-hive / {peer}", "not measured: the peer is not there", f"<= {bar:g}")
+            continue
+        ratio = rounds.median_ratio(taken, OURS, peer)
+        both = f"{_micros(taken, OURS)} / {_micros(taken, peer)}"
+        yield Row(
+            f"{what}, rbee-hive / {peer}, median of {ROUNDS}", f"{ratio:.2f} ({both})", f"<= {bar:g}", ratio <= bar
+        )

@@ -1,0 +1,68 @@
+"""Proxies measured in turn, so that a machine whose speed drifts is as fast for one as for the other."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from bench.gateway import load
+from bench.gateway.proxies import Proxy
+
+
+@contextmanager
+def loader() -> Iterator[Executor]:
+    """The process that plans of load run in."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """*micros*: microseconds of processor time for each; *rate*: how many a second came."""
+
+    micros: float
+    rate: float
+
+
+Measure = Callable[[Proxy], Cost]
+
+
+def a_request(pool: Executor, proxy: Proxy, requests: int, connections: int = 32) -> Cost:
+    """Processor time of a JSON request that comes as soon as the one before is answered."""
+    before = proxy.cpu_seconds()
+    result = pool.submit(load.run, load.Closed(proxy.port, requests, connections)).result().check()
+    return Cost((proxy.cpu_seconds() - before) / result.asked * 1e6, result.asked / result.seconds)
+
+
+def a_request_now_and_then(pool: Executor, proxy: Proxy, seconds: float, rate: float = 1000) -> Cost:
+    """Processor time of a JSON request where there is time between two of them: each is woken for alone."""
+    before = proxy.cpu_seconds()
+    result = pool.submit(load.run, load.Open(proxy.port, rate, seconds)).result().check()
+    return Cost((proxy.cpu_seconds() - before) / result.asked * 1e6, result.asked / result.seconds)
+
+
+def a_chunk(pool: Executor, proxy: Proxy, seconds: float, streams: int = 64, interval_ms: int = 20) -> Cost:
+    """Processor time of one chunk of a stream, the streams' beginning and end shared out among their chunks."""
+    chunks = int(seconds * 1000 / interval_ms)
+    plan = load.Streams(proxy.port, streams, chunks, interval_ms, interval_ms / 1000, seconds + load.PATIENCE)
+    before = proxy.cpu_seconds()
+    result = pool.submit(load.run, plan).result().check()
+    return Cost((proxy.cpu_seconds() - before) / result.events * 1e6, result.events / result.seconds)
+
+
+def in_turn(proxies: Sequence[Proxy], rounds: int, measure: Measure) -> Iterator[tuple[int, dict[str, Cost]]]:
+    """One round after the other, each proxy once a round and each round with another one first."""
+    for number in range(rounds):
+        first = number % len(proxies)
+        yield number, {proxy.name: measure(proxy) for proxy in [*proxies[first:], *proxies[:first]]}
+
+
+def median_ratio(rounds: Sequence[dict[str, Cost]], of: str, to: str) -> float:
+    """The median of the rounds' own ratios: what both had of the machine's mood in common falls out."""
+    return statistics.median(costs[of].micros / costs[to].micros for costs in rounds)
+
+
+def median_micros(rounds: Sequence[dict[str, Cost]], of: str) -> float:
+    return statistics.median(costs[of].micros for costs in rounds)
