@@ -20,7 +20,8 @@ IDLE_LIMIT: Final = 4.0
 
 CONNECT_TIMEOUT: Final = 5.0
 MAX_ANSWER_HEAD: Final = 256 * 1024
-"""Bytes that may come before an answer's head is complete."""
+"""Bytes that may come before an answer's head is complete, interim answers (1xx) included; and bytes that may come in
+a row after it without one of the body (extensions and trailers of chunks)."""
 
 GONE_GRACE: Final = 1.0
 """Seconds in which what a worker that is gone had written is still read; then its connections are ended, whoever
@@ -95,7 +96,7 @@ class Upstream(asyncio.Protocol):
         self._is_head_request = request.is_head
         self._heard = self._begun = self._done = self._interim = self._until_end = self._keep = False
         self._fields: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
+        self._framing_bytes = 0
         self._head: AnswerHead | None = None
         self._parts: list[bytes] = []
         self.heard_at = perf_counter()
@@ -210,11 +211,13 @@ class Upstream(asyncio.Protocol):
             if not self._done:
                 self._lose(f"its answer is not HTTP/1.1: {error}")
                 return
-        if not self._begun:
-            # The parser tells a header when its line ends: one that never does must be counted here.
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_ANSWER_HEAD:
-                self._lose("the head of its answer has no end")
+        if self._parts:
+            self._framing_bytes = 0
+        elif not self._done:
+            # The parser keeps a header until its line ends: one that never does must be counted here.
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_ANSWER_HEAD:
+                self._lose("the head or the framing of its answer has no end")
                 return
         self._deliver()
 
@@ -270,6 +273,8 @@ class Upstream(asyncio.Protocol):
         if self._done:
             return
         status = self._parser.get_status_code()
+        if not 100 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise ValueError("unknown status or version")
         if status < 200:
             self._interim = True
             self._fields = []
@@ -285,8 +290,8 @@ class Upstream(asyncio.Protocol):
 
     def _body_length(self, status: int) -> int | None:
         lengths = [value for name, value in self._fields if name.lower() == b"content-length"]
-        codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
-        if codings and (codings != [b"chunked"] or lengths):
+        codings = [value.strip().lower() for name, value in self._fields if name.lower() == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or lengths or self._parser.get_http_version() == "1.0"):
             raise ValueError("unknown framing")
         if status in (204, 304):
             return 0
@@ -298,6 +303,9 @@ class Upstream(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._done:
             self._parts.append(body)
+        else:
+            # A body after a HEAD answer: what comes next may be more of it.
+            self._keep = False
 
     def on_message_complete(self) -> None:
         if self._interim:
