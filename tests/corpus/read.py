@@ -56,3 +56,25 @@ def _request(name: str, send: str, **row: object) -> HostileRequest:
 def requests() -> list[HostileRequest]:
     rows = tomllib.loads(Path(__file__).with_name("requests.toml").read_text(encoding="utf-8"))
     return [_request(name, **row) for name, row in rows.items()]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row of ``answers.toml``, which says what each field means."""
+
+    name: str
+    raw: bytes
+    ends: str = "close"
+    asked: str = "POST"
+    becomes: str = "lost"
+    status: int = 200
+    body: bytes = b""
+    kept: bool | None = None
+
+
+def answers() -> list[Answer]:
+    rows = tomllib.loads(Path(__file__).with_name("answers.toml").read_text(encoding="utf-8"))
+    return [
+        Answer(name, spelled(row.pop("send")), body=str(row.pop("body", "")).encode(), **row)
+        for name, row in rows.items()
+    ]
