@@ -25,6 +25,7 @@ from rbee.gateway.endpoints import Shape, shape_of
 from rbee.gateway.exchange import now
 from rbee.gateway.head import RequestHead, is_hopeless, parse_head
 from rbee.gateway.likeness import Likeness
+from rbee.gateway.patience import Patience
 from rbee.gateway.ports import Exchange, Transport
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ connection, and the client might never see why (RFC 9112 section 9.6)."""
 
 MIN_BODY_RATE: Final = 16 * 1024
 """Bytes a second that a body must come with after a grace of ``idle_timeout``: a byte now and then would hold it."""
+
+SMALL_PART: Final = 4096
+"""Bytes. Pieces of a body are put together up to this size: each one costs 40 bytes beside its own, so that a body
+that comes in segments of two would take twenty times what is counted."""
 
 BUFFER_RETRY_AFTER: Final = 1.0
 """Seconds; bodies are held only until their worker answers."""
@@ -74,6 +79,7 @@ class ClientConnection:
         self._deadline = NEVER
         self._advancing = False
         self._reading_paused = self._writing_paused = False
+        self._patience: Patience | None = None
         self._leaving = False
         self.origin: bytes | None = None
         self._usual: RequestHead | None = None
@@ -85,6 +91,7 @@ class ClientConnection:
         self._head: RequestHead | None = None
         self._exchange: Exchange | None = None
         self._request_id = ""
+        self._blank = False
         self._chunks: ChunkReader | None = None
         self._parts: list[bytes] = []
         self._missing = 0
@@ -121,11 +128,15 @@ class ClientConnection:
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._patience = Patience(self._transport, now())
         if self._exchange is not None:
             self._exchange.client_paused()
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._patience = None
+        if self._phase is Phase.HEAD:
+            self._await_head()
         if self._exchange is not None:
             self._exchange.client_resumed()
         self._advance()
@@ -217,8 +228,9 @@ class ClientConnection:
         return True
 
     def _read_head(self) -> bool:
-        if self._buffer.startswith(b"\r\n"):
+        if not self._blank and self._buffer.startswith(b"\r\n"):
             self._buffer = self._buffer[2:]
+            self._blank = True
         limit = self._door.options.max_header
         # A head that comes byte by byte is looked through once, not once a byte.
         start = max(0, self._scanned - 3)
@@ -286,7 +298,10 @@ class ClientConnection:
         self._held += len(part)
         assert self._head is not None
         self._door.check_size(self._head, self._held)
-        self._parts.append(part)
+        if self._parts and len(self._parts[-1]) + len(part) < SMALL_PART:
+            self._parts[-1] += part
+        else:
+            self._parts.append(part)
 
     def drop_body(self) -> None:
         held, self._held = self._held, 0
@@ -389,9 +404,12 @@ class ClientConnection:
         self._clear()
         self.origin = None
         self._phase = Phase.HEAD
+        self._await_head()
+        self._advance()
+
+    def _await_head(self) -> None:
         options = self._door.options
         self._deadline = now() + (options.header_timeout if self._buffer else options.idle_timeout)
-        self._advance()
 
     def _shut(self) -> None:
         """Close, and soon abort: a peer that does not read what is left to write would keep us for ever."""
@@ -411,7 +429,11 @@ class ClientConnection:
     def _tick(self, now: float) -> None:
         if self._exchange is not None and self._phase is Phase.BUSY:
             self._exchange.tick(now)
-        if now < self._deadline:
+        if self._patience is not None and self._patience.seconds(now) >= self._door.options.idle_timeout:
+            self.abort()
+            return
+        if now < self._deadline or (self._writing_paused and self._phase is Phase.HEAD):
+            # A client that has not taken its answers is not late with its next request: that one may be here already.
             return
         self._deadline = NEVER
         if self._phase is Phase.LINGER or (self._phase is Phase.HEAD and not self._buffer):

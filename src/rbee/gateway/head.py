@@ -62,7 +62,7 @@ class RequestHead:
 
     @property
     def keep_alive(self) -> bool:
-        return b"close" not in self.connection if self.minor else b"keep-alive" in self.connection
+        return b"close" not in self.connection and (self.minor == 1 or b"keep-alive" in self.connection)
 
     @property
     def has_body(self) -> bool:
@@ -79,8 +79,8 @@ def parse_head(raw: bytes) -> RequestHead:
     if match is None:
         _complain(raw)
     method, target, minor, block = match.groups()
-    if not target.startswith(b"/"):
-        raise MalformedRequest("The request target must be a path that starts with '/'.")
+    if not target.startswith(b"/") or method == b"CONNECT":
+        raise MalformedRequest("The request target must be a path that starts with '/', and no tunnel is made.")
     headers: list[tuple[bytes, bytes]] = []
     fields: dict[bytes, bytes] = {}
     connection: list[bytes] = []

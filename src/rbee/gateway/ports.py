@@ -1,6 +1,6 @@
 """What the parts of the gateway need of each other."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from rbee.core.errors import RequestError
 
@@ -16,6 +16,8 @@ class Transport(Protocol):
     def resume_reading(self) -> None: ...
     def can_write_eof(self) -> bool: ...
     def write_eof(self) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
+    def get_extra_info(self, name: str) -> Any: ...
 
 
 class Client(Protocol):

@@ -54,7 +54,12 @@ class Gateway(FrontDoor):
     async def serve(self, sock: socket.socket, ssl: SSLContext | None = None) -> None:
         """Start to accept on *sock*, which is bound and listens."""
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(self._accept, sock=sock, ssl=ssl, backlog=BACKLOG))
+        # No connection is counted, or ticked, before its handshake is over: it has the time of a header.
+        handshake = self.options.header_timeout if ssl else None
+        server = await loop.create_server(
+            self._accept, sock=sock, ssl=ssl, backlog=BACKLOG, ssl_handshake_timeout=handshake
+        )
+        self._servers.append(server)
 
     def stop_accepting(self) -> None:
         for server in self._servers:

@@ -24,7 +24,8 @@ IDLE_LIMIT: Final = 4.0
 
 CONNECT_TIMEOUT: Final = 5.0
 MAX_ANSWER_HEAD: Final = 256 * 1024
-"""Bytes that may come before an answer's head is complete."""
+"""Bytes that may come before an answer's head is complete, interim answers (1xx) included; and bytes that may come in
+a row after it without one of the body (extensions and trailers of chunks)."""
 
 GONE_GRACE: Final = 1.0
 """Seconds in which what a worker that is gone had written is still read; then its connections are ended, whoever
@@ -117,7 +118,7 @@ class Upstream(asyncio.Protocol):
         self._heard = self._begun = self._done = self._interim = self._until_end = self._keep = False
         self._chunked = self._at_chunk = self._between_chunks = False
         self._fields: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
+        self._framing_bytes = 0
         self._head: AnswerHead | None = None
         self._parts: list[bytes] = []
         self.heard_at = perf_counter()
@@ -257,7 +258,7 @@ class Upstream(asyncio.Protocol):
         return True
 
     def _parse(self, data: bytes) -> None:
-        is_first = not self._begun and not self._head_bytes
+        is_first = not self._begun and not self._framing_bytes
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -265,23 +266,25 @@ class Upstream(asyncio.Protocol):
             if not self._done:
                 self._lose(f"its answer is not HTTP/1.1: {error}")
                 return
-        if not self._begun:
-            # The parser tells a header when its line ends: one that never does must be counted here.
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_ANSWER_HEAD:
-                self._lose("the head of its answer has no end")
+        if self._parts:
+            self._framing_bytes = 0
+        elif not self._done:
+            # The parser keeps a header until its line ends: one that never does must be counted here.
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_ANSWER_HEAD:
+                self._lose("the head or the framing of its answer has no end")
                 return
-        elif is_first and self._done:
-            self._remember(data)
+        if is_first and self._keep and not self._is_head_request and self._head is not None:
+            self._remember(self._head, data)
         self._between_chunks = self._at_chunk and data.endswith(b"\r\n")
         self._deliver()
 
-    def _remember(self, data: bytes) -> None:
-        """Keep what the head of a whole answer says: the next one on this connection will be alike."""
-        head, end = self._head, data.find(b"\r\n\r\n")
-        is_usual = self._keep and not self._is_head_request and data.startswith(b"HTTP/1.1 200 ")
-        self._likeness = Likeness.of(data[: end + 4]) if is_usual and end >= 0 else None
-        self._usual = head if self._likeness is not None else None
+    def _remember(self, head: AnswerHead, data: bytes) -> None:
+        """Keep what the head of an answer says that came whole: the next one on this connection will be alike."""
+        end = data.find(b"\r\n\r\n") + 4
+        # The parser takes some line ends that we do not look for: its head must have ended where we believe.
+        if data.startswith(b"HTTP/1.1 200 ") and head.length is not None and end + head.length == len(data):
+            self._likeness, self._usual = Likeness.of(data[:end]), head
 
     def _deliver(self) -> None:
         head, self._head = self._head, None
@@ -335,6 +338,8 @@ class Upstream(asyncio.Protocol):
         if self._done:
             return
         status = self._parser.get_status_code()
+        if not 100 <= status <= 599 or self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise ValueError("unknown status or version")
         if status < 200:
             self._interim = True
             self._fields = []
@@ -350,8 +355,8 @@ class Upstream(asyncio.Protocol):
 
     def _body_length(self, status: int) -> int | None:
         lengths = [value for name, value in self._fields if name.lower() == b"content-length"]
-        codings = [value for name, value in self._fields if name.lower() == b"transfer-encoding"]
-        if codings and (codings != [b"chunked"] or lengths):
+        codings = [value.strip().lower() for name, value in self._fields if name.lower() == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or lengths or self._parser.get_http_version() == "1.0"):
             raise ValueError("unknown framing")
         self._chunked = self._at_chunk = bool(codings) and not self._is_head_request and status not in (204, 304)
         if status in (204, 304):
@@ -364,6 +369,9 @@ class Upstream(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._done:
             self._parts.append(body)
+        else:
+            # A body after a HEAD answer: what comes next may be more of it.
+            self._keep = False
 
     def on_chunk_header(self) -> None:
         self._at_chunk = False

@@ -213,14 +213,6 @@ async def test_answer_to_head_has_the_length_and_no_body(house, path):
     assert (await client.answer()).json() == {"status": "alive"}
 
 
-async def test_upgrade_with_a_body_stays_one_request(house):
-    raw = post(get("/v1/smuggled"), "/v1/x", "Connection: Upgrade", "Upgrade: websocket")
-    answer = await house.ask(raw)
-    assert answer.status == 200
-    assert [call.request.path for call in house.control.calls] == ["/v1/x"]
-    assert "upgrade" not in house.control.calls[0].request.headers
-
-
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 async def test_answers_that_have_no_body(house, status):
     async def nothing(call):
@@ -249,21 +241,6 @@ async def test_interim_answers_are_skipped(house):
         answer = await client.answer()
         assert answer.json() == {"ok": True}
         assert "link" not in answer.headers
-
-
-async def test_answer_that_ends_with_its_connection_is_whole(house):
-    async def to_end(call):
-        call.head("Content-Type: text/plain")
-        call.send(b"some ")
-        await call.writer.drain()
-        call.send(b"text")
-        call.close()
-
-    await house.worker(answer=to_end)
-    client = await house.client()
-    for _ in range(2):
-        client.post(CHAT)
-        assert (await client.answer()).body == b"some text"
 
 
 async def test_http_1_0_client_gets_a_stream_that_ends_with_the_connection(house):
@@ -298,34 +275,6 @@ async def test_client_that_asks_to_close_is_closed_after_its_answer(house):
     client.send(get("/v1/a", "Connection: close"))
     assert (await client.answer()).headers["connection"] == "close"
     assert await client.rest() == b""
-
-
-@pytest.mark.parametrize("line", ["Connection: close", "Connection: keep-alive"])
-async def test_upstream_that_says_close_is_not_asked_again_on_that_connection(house, line):
-    async def answer(call):
-        call.head(line, "Content-Length: 2")
-        call.send(b"ok")
-
-    worker = await house.worker(answer=answer)
-    client = await house.client()
-    for _ in range(2):
-        client.post(CHAT)
-        assert (await client.answer()).body == b"ok"
-    assert worker.connections == (2 if "close" in line else 1)
-    assert len(worker.calls) == 2
-
-
-async def test_upstream_that_says_more_than_its_answer_is_not_asked_again_on_that_connection(house):
-    async def answer(call):
-        call.head("Content-Length: 2")
-        call.send(b"ok", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
-
-    worker = await house.worker(answer=answer)
-    client = await house.client()
-    for _ in range(3):
-        client.post(CHAT)
-        assert (await client.answer()).body == b"ok"
-    assert worker.connections == 3
 
 
 async def test_no_delay_is_set_on_both_sides(house):

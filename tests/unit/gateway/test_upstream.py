@@ -8,54 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbee.gateway.upstream import Pool, Request, Upstream, whole_chunk
+from tests.unit.gateway.upstreams import WORKER, FakeAsker, FakeTransport
 
 pytestmark = pytest.mark.anyio
-WORKER = ("127.0.0.1", 8081)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
-
-
-class FakeTransport:
-    def __init__(self):
-        self.reading = True
-        self.aborted = False
-
-    def write(self, data): ...
-    def is_closing(self):
-        return self.aborted
-
-    def get_write_buffer_size(self):
-        return 0
-
-    def pause_reading(self):
-        self.reading = False
-
-    def resume_reading(self):
-        self.reading = True
-
-    def abort(self):
-        self.aborted = True
-
-
-class FakeAsker:
-    def __init__(self):
-        self.data = b""
-        self.done = False
-        self.reason = None
-        self.ended = anyio.Event()
-
-    def answered(self, head, data, done):
-        self.data += data
-        self.done = done
-        if head is not None:
-            self.head = (head.status, head.length, head.lines)
-
-    def chunk(self, framed, start):
-        assert not self.done
-        self.data += framed[start:-2]
-
-    def lost(self, reason, stale):
-        self.reason = reason
-        self.ended.set()
 
 
 def connected(pool: Pool) -> tuple[Upstream, FakeTransport, FakeAsker]:
