@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import admission, models, sampling, supervision
+from bench import admission, affinity, models, sampling, supervision
 from bench.measure import (
     MIB,
     Row,
@@ -216,6 +216,7 @@ PARTS = {
     "adoption": supervision.adoption,
     "sampling": sampling.sampling,
     "admission": admission.admission,
+    "affinity": affinity.affinity,
 }
 
 

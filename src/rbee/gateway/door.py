@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rbee.core.addresses import MAX_CONTROL_BODY_BYTES
+from rbee.core.affinity import PrefixBook
 from rbee.core.auth import Action, AuthPolicy, Principal, presented_key, require, require_known, resolve
 from rbee.core.errors import BodyTooLarge, MethodNotAllowed, ShuttingDown
 from rbee.core.queueing import WaitingRoom
@@ -67,6 +68,7 @@ class FrontDoor:
         self.version = version
         self.pool = Pool()
         self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit, routes.slots_of)
+        self.prefixes = PrefixBook() if options.affinity else None
         self.buffer = Buffer(options.buffer_limit)
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"

@@ -16,20 +16,24 @@ class Shape(StrEnum):
 
 
 class Endpoint(NamedTuple):
-    """``needs_slot``: whether the engine does it in one of its slots, so that it waits for one."""
+    """``needs_slot``: whether the engine does it in one of its slots, so that it waits for one.
+
+    ``caches``: whether the engine keeps the prompt, so that a conversation goes on faster where it was before.
+    """
 
     shape: Shape
     needs_slot: bool = True
+    caches: bool = True
 
 
 INFERENCE: Final[Mapping[bytes, Endpoint]] = {
     b"/v1/chat/completions": Endpoint(Shape.OPENAI),
     b"/v1/completions": Endpoint(Shape.OPENAI),
-    b"/v1/embeddings": Endpoint(Shape.OPENAI),
-    b"/v1/rerank": Endpoint(Shape.OPENAI),
+    b"/v1/embeddings": Endpoint(Shape.OPENAI, caches=False),
+    b"/v1/rerank": Endpoint(Shape.OPENAI, caches=False),
     b"/v1/responses": Endpoint(Shape.OPENAI),
     b"/v1/messages": Endpoint(Shape.ANTHROPIC),
-    b"/v1/messages/count_tokens": Endpoint(Shape.ANTHROPIC, needs_slot=False),
+    b"/v1/messages/count_tokens": Endpoint(Shape.ANTHROPIC, needs_slot=False, caches=False),
 }
 """Relayed to workers; everything else goes to the control API."""
 

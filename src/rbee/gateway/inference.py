@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from rbee.core import affinity
 from rbee.core.errors import (
     ModelNotFound,
     NoReadyWorker,
@@ -18,7 +19,7 @@ from rbee.core.errors import (
 )
 from rbee.core.queueing import RETRY_AFTER
 from rbee.core.routing import NOBODY, Activity, Route, Standing, least_loaded, takers
-from rbee.gateway import asked, faults
+from rbee.gateway import asked, beginnings, faults
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
 from rbee.gateway.exchange import Relay, now
@@ -72,7 +73,7 @@ class Inference(Relay):
         super().__init__(door.pool, client, door.options.stall_timeout)
         self._door = door
         self._head = head
-        self._shape, self._needs_slot = INFERENCE[head.path]
+        self._shape, self._needs_slot, self._caches = INFERENCE[head.path]
         self._account = Account(request_id, head.path.decode("ascii"))
         self._phase = Phase.NEW
         self._body = b""
@@ -115,7 +116,7 @@ class Inference(Relay):
         routes = self._door.routes.candidates(self._name)
         self._account.model = routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL
         self._known = self._known or bool(routes)
-        route = least_loaded(takers(routes, slot=self._needs_slot, shunned=self._shunned), excluding=self._avoid)
+        route = self._choose(routes)
         if route is not None:
             self._forward(route)
         elif any(route.standing is Standing.READY for route in routes):
@@ -127,6 +128,16 @@ class Inference(Relay):
             self._wait()
         else:
             self._fail(self._refusal(routes))
+
+    def _choose(self, routes: list[Route]) -> Route | None:
+        """The worker that takes it now; None: it must wait."""
+        free = takers(routes, slot=self._needs_slot, shunned=self._shunned)
+        book = self._door.prefixes
+        if len(routes) > 1 and free and self._caches and book is not None:
+            links = beginnings.links(self._account.model, self._body)
+            if links:
+                return affinity.choose(book, links, free, excluding=self._avoid)
+        return least_loaded(free, excluding=self._avoid)
 
     def _refusal(self, routes: list[Route]) -> RequestError:
         if routes:
