@@ -408,6 +408,7 @@ def gateway_options(settings: Settings, control_path: str) -> GatewayOptions:
         queue_limit=gateway.queue_limit,
         queue_timeout=gateway.queue_timeout,
         keepalive_after=gateway.keepalive_after,
+        affinity=gateway.affinity,
     )
 
 
@@ -439,7 +440,6 @@ def defaults(settings: Settings) -> Defaults:
 
 NOT_BUILT: Final = (
     "lifecycle.idle_timeout",
-    "gateway.affinity",
     "models.max_bytes",
     "models.hf_",
 )

@@ -21,6 +21,7 @@ class Standing(StrEnum):
     """Leaving or failed: a request does not wait for it."""
 
 
+NOBODY: Final[frozenset[str]] = frozenset()
 _BUILT_IN: Final = {reference: name for name, reference in BUILT_IN_ALIASES.items()}
 
 
@@ -34,7 +35,10 @@ class Activity:
 
 @dataclass(slots=True)
 class Route:
-    """One worker as the gateway sees it. The hive writes all but ``in_flight`` and ``activity``: the gateway's."""
+    """One worker as the gateway sees it. The hive writes all but ``in_flight``, ``slotless`` and ``activity``.
+
+    Those are the gateway's. ``slotless`` counts the requests in flight that take none of the engine's ``slots``.
+    """
 
     worker_id: str
     model_ref: str
@@ -46,6 +50,7 @@ class Route:
     slots: int = 1
     message: str = ""
     in_flight: int = 0
+    slotless: int = 0
     activity: Activity = field(default_factory=Activity)
 
     @property
@@ -62,6 +67,15 @@ class Route:
     def load(self) -> float:
         return self.in_flight / self.slots
 
+    @property
+    def has_free_slot(self) -> bool:
+        return self.in_flight - self.slotless < self.slots
+
+
+def plain_name(name: str) -> str:
+    """*name*, or what it stands for where it is a built-in one."""
+    return BUILT_IN_ALIASES.get(name, name)
+
 
 _ORDER: Final = ("worker_id", "model_ref", "alias")
 
@@ -74,6 +88,8 @@ class RouteTable:
     _listeners: list[Callable[[], None]] = field(default_factory=list)
     _release_listeners: list[Callable[[str], None]] = field(default_factory=list)
     _left_in_flight: dict[str, int] = field(default_factory=dict)
+    _found: dict[str, list[Route]] = field(default_factory=dict)
+    """What names mean, looked up once after each change; those that mean nothing are not kept, others may send any."""
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes.values())
@@ -91,6 +107,7 @@ class RouteTable:
         known = self.routes.get(route.worker_id)
         route.in_flight = known.in_flight if known is not None else self._left_in_flight.pop(route.worker_id, 0)
         if known is not None:
+            route.slotless = known.slotless
             route.activity = known.activity
         self.routes[route.worker_id] = route
         self.changed()
@@ -98,6 +115,7 @@ class RouteTable:
     def withdraw(self, worker_id: str) -> None:
         route = self.routes.pop(worker_id, None)
         if route is not None:
+            self._found.clear()
             if route.in_flight:
                 # They end after it: their release must not count against a worker that comes back by this id.
                 self._left_in_flight[worker_id] = route.in_flight
@@ -105,6 +123,7 @@ class RouteTable:
             self.changed()
 
     def changed(self) -> None:
+        self._found.clear()
         for listener in self._listeners:
             listener()
 
@@ -113,26 +132,37 @@ class RouteTable:
             listener(worker_id)
 
     def candidates(self, name: str) -> list[Route]:
-        """The workers that *name* means: a worker id, else a model reference, else an alias; none: unknown."""
-        name = BUILT_IN_ALIASES.get(name, name)
+        """The workers that *name* means: a worker id, else a model reference, else an alias; none: unknown.
+
+        The list belongs to the table.
+        """
+        known = self._found.get(name)
+        if known is not None:
+            return known
+        plain = plain_name(name)
         for attribute in _ORDER:
-            found = [route for route in self.routes.values() if getattr(route, attribute) == name]
+            found = [route for route in self.routes.values() if getattr(route, attribute) == plain]
             if found:
+                self._found[name] = found
                 return found
         return []
 
-    def acquire(self, worker_id: str) -> Route:
-        """Count one more request on a worker. Raises KeyError for one that is not there."""
+    def acquire(self, worker_id: str, *, slot: bool = True) -> Route:
+        """Count one more request on a worker; *slot*: it takes one. Raises KeyError for a worker that is not there."""
         route = self.routes[worker_id]
         route.in_flight += 1
+        route.slotless += not slot
         route.activity.requests += 1
         return route
 
-    def release(self, worker_id: str) -> None:
+    def release(self, worker_id: str, *, slot: bool = True) -> None:
         """Count one request less; the worker may be gone already."""
         route = self.routes.get(worker_id)
         if route is not None:
             route.in_flight -= 1
+            if not slot and route.slotless:
+                # None where it is of the worker's last life: those that were left count as if all took slots.
+                route.slotless -= 1
             self._released(worker_id)
         elif self._left_in_flight.get(worker_id, 0) > 1:
             self._left_in_flight[worker_id] -= 1
@@ -143,12 +173,33 @@ class RouteTable:
         route = self.routes.get(worker_id)
         return route.in_flight if route is not None else 0
 
+    def slots_of(self, model_ref: str) -> int:
+        """How many requests the ready workers of a model take at once."""
+        return sum(
+            route.slots
+            for route in self.routes.values()
+            if route.model_ref == model_ref and route.standing is Standing.READY
+        )
+
+
+def takers(routes: list[Route], *, slot: bool = True, shunned: frozenset[str] = NOBODY) -> list[Route]:
+    """The ready ones that take a request now: those with a free slot, or all where it needs no *slot*.
+
+    The *shunned* are none of them.
+    """
+    return [
+        route
+        for route in routes
+        if route.standing is Standing.READY
+        and (route.in_flight - route.slotless < route.slots or not slot)
+        and route.worker_id not in shunned
+    ]
+
 
 def least_loaded(routes: list[Route], excluding: str | None = None) -> Route | None:
-    """The ready one with the smallest share of its slots in use; None when none is ready.
+    """The one of *routes* with the smallest share of its slots in use; None when there is none.
 
     *excluding* names a worker that has just failed this request: it is asked again only if no other is there.
     """
-    ready = [route for route in routes if route.standing is Standing.READY]
-    others = [route for route in ready if route.worker_id != excluding]
-    return min(others or ready, key=lambda route: (route.load, route.in_flight), default=None)
+    others = [route for route in routes if route.worker_id != excluding] if excluding is not None else routes
+    return min(others or routes, key=lambda route: (route.load, route.in_flight), default=None)

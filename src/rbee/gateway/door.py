@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Final
 
 from rbee.core.addresses import MAX_CONTROL_BODY_BYTES
+from rbee.core.affinity import PrefixBook
 from rbee.core.auth import Action, AuthPolicy, Principal, presented_key, require, require_known, resolve
 from rbee.core.errors import BodyTooLarge, MethodNotAllowed, ShuttingDown
-from rbee.core.routing import RouteTable, Standing
+from rbee.core.queueing import WaitingRoom
+from rbee.core.routing import Route, RouteTable, Standing
 from rbee.core.usage import UsageSink
 from rbee.gateway import fence
 from rbee.gateway.endpoints import BODYLESS, HEALTH, INFERENCE
@@ -17,7 +19,6 @@ from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.ports import Client, Exchange
 from rbee.gateway.upstream import Pool
-from rbee.gateway.waiting import WaitingRoom
 
 RETRY_AFTER: Final = 5.0
 """Seconds; a hive that stops may be started again."""
@@ -66,13 +67,15 @@ class FrontDoor:
         self.usage = usage
         self.version = version
         self.pool = Pool()
-        self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit)
+        self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit, routes.slots_of)
+        self.prefixes = PrefixBook() if options.affinity else None
         self.buffer = Buffer(options.buffer_limit)
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"
         self._closing = False
         self._adopting = True
         routes.subscribe(self._on_routes_changed)
+        routes.subscribe_releases(self._on_released)
 
     def admit(self, head: RequestHead, client: Client, request_id: str) -> Exchange:
         """The exchange that answers this request. Raises RequestError for one that is refused."""
@@ -177,12 +180,23 @@ class FrontDoor:
         )
         self._wake_all()
 
+    def _on_released(self, worker_id: str) -> None:
+        if not self.room:
+            return
+        route = self.routes.routes.get(worker_id)
+        if route is not None and route.standing is Standing.READY:
+            self._fill(route)
+
+    def _fill(self, route: Route) -> None:
+        """Its free slots go to those who have waited for them longest."""
+        while route.has_free_slot and (request := self.room.first_for(route)) is not None:
+            _wake(request)
+            if self.room.first_for(route) is request:
+                return
+
     def _wake_all(self) -> None:
         for request in self.room:
-            try:
-                request.wake()
-            except Exception:  # as above; the hive, which calls, knows nothing of requests
-                request.broken()
+            _wake(request)
 
     def model_names(self, limit: int) -> list[str]:
         """The names that can be asked for now, each model's shortest one, at most *limit*."""
@@ -199,6 +213,13 @@ class FrontDoor:
         for route in self.routes:
             counts[route.model_ref] = counts.get(route.model_ref, 0) + route.in_flight
         return counts
+
+
+def _wake(request: Inference) -> None:
+    try:
+        request.wake()
+    except Exception:  # one request's error is not that of who calls: another request, or the hive
+        request.broken()
 
 
 def _shutting_down() -> ShuttingDown:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Shape(StrEnum):
@@ -15,14 +15,25 @@ class Shape(StrEnum):
     ANTHROPIC = "anthropic"
 
 
-INFERENCE: Final[Mapping[bytes, Shape]] = {
-    b"/v1/chat/completions": Shape.OPENAI,
-    b"/v1/completions": Shape.OPENAI,
-    b"/v1/embeddings": Shape.OPENAI,
-    b"/v1/rerank": Shape.OPENAI,
-    b"/v1/responses": Shape.OPENAI,
-    b"/v1/messages": Shape.ANTHROPIC,
-    b"/v1/messages/count_tokens": Shape.ANTHROPIC,
+class Endpoint(NamedTuple):
+    """``needs_slot``: whether the engine does it in one of its slots, so that it waits for one.
+
+    ``caches``: whether the engine keeps the prompt, so that a conversation goes on faster where it was before.
+    """
+
+    shape: Shape
+    needs_slot: bool = True
+    caches: bool = True
+
+
+INFERENCE: Final[Mapping[bytes, Endpoint]] = {
+    b"/v1/chat/completions": Endpoint(Shape.OPENAI),
+    b"/v1/completions": Endpoint(Shape.OPENAI),
+    b"/v1/embeddings": Endpoint(Shape.OPENAI, caches=False),
+    b"/v1/rerank": Endpoint(Shape.OPENAI, caches=False),
+    b"/v1/responses": Endpoint(Shape.OPENAI),
+    b"/v1/messages": Endpoint(Shape.ANTHROPIC),
+    b"/v1/messages/count_tokens": Endpoint(Shape.ANTHROPIC, needs_slot=False, caches=False),
 }
 """Relayed to workers; everything else goes to the control API."""
 
@@ -34,4 +45,5 @@ BODYLESS: Final = HEALTH | {b"/metrics"}
 
 
 def shape_of(path: bytes) -> Shape:
-    return INFERENCE.get(path, Shape.PLAIN)
+    endpoint = INFERENCE.get(path)
+    return Shape.PLAIN if endpoint is None else endpoint.shape

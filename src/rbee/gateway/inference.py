@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from rbee.core import affinity
 from rbee.core.errors import (
     ModelNotFound,
     NoReadyWorker,
@@ -16,8 +17,9 @@ from rbee.core.errors import (
     WorkerLost,
     status_of,
 )
-from rbee.core.routing import Activity, Route, Standing, least_loaded
-from rbee.gateway import asked, faults
+from rbee.core.queueing import RETRY_AFTER
+from rbee.core.routing import NOBODY, Activity, Route, Standing, least_loaded, takers
+from rbee.gateway import asked, beginnings, faults
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
 from rbee.gateway.exchange import Relay, now
@@ -26,7 +28,6 @@ from rbee.gateway.lease import Lease
 from rbee.gateway.ports import Client
 from rbee.gateway.rewrite import for_engine
 from rbee.gateway.upstream import AnswerHead, Request
-from rbee.gateway.waiting import RETRY_AFTER
 
 if TYPE_CHECKING:
     from rbee.gateway.door import FrontDoor
@@ -72,7 +73,7 @@ class Inference(Relay):
         super().__init__(door.pool, client, door.options.stall_timeout)
         self._door = door
         self._head = head
-        self._shape = INFERENCE[head.path]
+        self._shape, self._needs_slot, self._caches = INFERENCE[head.path]
         self._account = Account(request_id, head.path.decode("ascii"))
         self._phase = Phase.NEW
         self._body = b""
@@ -83,6 +84,7 @@ class Inference(Relay):
         self._request: Request | None = None
         self._lost: list[str] = []
         self._avoid: str | None = None
+        self._shunned = NOBODY
         self._again_at: float | None = None
         self._commented_at: float | None = None
         self._open_status: int | None = None
@@ -106,32 +108,36 @@ class Inference(Relay):
     # choosing a worker
 
     def wake(self) -> None:
-        """The workers have changed while this one waits."""
+        """It waits, and there is a free slot or another worker."""
         self._route()
 
-    def _route(self, *, rested: bool = False) -> None:
-        """Go to a worker, wait or fail. *rested*: the worker to avoid has had its time, and may be asked again."""
+    def _route(self) -> None:
+        """Go to a worker, wait or fail."""
         routes = self._door.routes.candidates(self._name)
-        self._stand_for(routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL)
+        self._account.model = routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL
         self._known = self._known or bool(routes)
-        route = least_loaded(routes, excluding=self._avoid)
-        if route is not None and (rested or route.worker_id != self._avoid):
+        route = self._choose(routes)
+        if route is not None:
             self._forward(route)
-        elif route is not None:
-            self._again_at = self._again_at or now() + LOADING_DELAY
+        elif any(route.standing is Standing.READY for route in routes):
             self._wait()
         elif any(route.standing is Standing.COMING for route in routes) or (not routes and self._door.adopting):
             # Whoever comes now has a new life.
             self._avoid = self._again_at = None
+            self._shunned = NOBODY
             self._wait()
         else:
             self._fail(self._refusal(routes))
 
-    def _stand_for(self, model: str) -> None:
-        """What it asks for is *model*: it is counted there, and stands in that line with its old ticket."""
-        if model != self._account.model:
-            self._door.room.leave(self._account.model, self._ticket)
-            self._account.model = model
+    def _choose(self, routes: list[Route]) -> Route | None:
+        """The worker that takes it now; None: it must wait."""
+        free = takers(routes, slot=self._needs_slot, shunned=self._shunned)
+        book = self._door.prefixes
+        if len(routes) > 1 and free and self._caches and book is not None:
+            links = beginnings.links(self._account.model, self._body)
+            if links:
+                return affinity.choose(book, links, free, excluding=self._avoid)
+        return least_loaded(free, excluding=self._avoid)
 
     def _refusal(self, routes: list[Route]) -> RequestError:
         if routes:
@@ -152,23 +158,25 @@ class Inference(Relay):
         admitted = self._account.waits_since is not None or self._account.worker_id is not None
         try:
             self._door.check_open()
-            self._door.room.join(self._account.model, self._ticket, self, admitted=admitted)
+            self._door.room.join(
+                self._account.model, self._name, self._ticket, self, shunned=self._shunned, admitted=admitted
+            )
         except RequestError as error:
             self._fail(error)
             return
         self._account.waits(now())
 
     def _forward(self, route: Route) -> None:
-        self._door.room.leave(self._account.model, self._ticket)
+        self._door.room.leave(self._ticket)
         self._phase = Phase.ASKED
-        self._again_at = None
-        self._lease = Lease(self._door.routes, route)
+        self._lease = Lease(self._door.routes, route, slot=self._needs_slot)
         self._activity: Activity = self._lease.activity
         self._address = (route.host, route.port)
         self._key = route.key
         head = for_engine(self._head, route, len(self._body), self._account.request_id)
         self._request = Request(head, self._body)
-        self._account.asks(route.worker_id, now())
+        self._asked_at = now()
+        self._account.asks(route.worker_id, self._asked_at)
         self.upstream = self.pool.ask(self._address, self._request, self)
 
     # the worker's side
@@ -220,8 +228,7 @@ class Inference(Relay):
             self._fail(WorkerLost(f"{who} before this request was answered (at last: {reason})."))
         else:
             self._account.loses(now())
-            self._release()
-            self._avoid = worker_id
+            self._shun(worker_id)
             self._route()
 
     def _is_still_there(self) -> bool:
@@ -232,11 +239,16 @@ class Inference(Relay):
     def _wait_for_load(self) -> None:
         """The worker answered that it is not ready (503): the request goes back to its place."""
         self.leave_upstream()
-        self._release()
-        self._avoid = self._account.worker_id
         self._account.loses(now())
+        self._shun(self._account.worker_id or "")
+        self._route()
+
+    def _shun(self, worker_id: str) -> None:
+        """Give its slot back and ask others: all who have failed this request get their time before the next try."""
+        self._avoid = worker_id
+        self._shunned |= {worker_id}
         self._again_at = now() + LOADING_DELAY
-        self._wait()
+        self._release()
 
     def _refuse_for_worker(self, status: int) -> None:
         """Who answers does not take the worker's key: it may be somebody else who has its port now."""
@@ -290,11 +302,12 @@ class Inference(Relay):
     def _tick_waiting(self, now: float) -> None:
         timeout = self._door.options.queue_timeout
         if self._account.queue_seconds(now) >= timeout:
-            message = f"No worker of '{self._name}' became ready within {timeout:g} s. Try again later."
-            self._fail(QueueTimeout(message, retry_after=RETRY_AFTER))
+            message = f"No worker of '{self._name}' had a free slot within {timeout:g} s. Try again later."
+            self._fail(QueueTimeout(message, retry_after=self._door.room.expected_wait(self._account.model)))
         elif self._again_at is not None and now >= self._again_at:
             self._again_at = None
-            self._route(rested=True)
+            self._shunned = NOBODY
+            self._route()
 
     def _comment(self, now: float) -> None:
         if self._commented_at is None:
@@ -331,8 +344,10 @@ class Inference(Relay):
     def _close(self, status: int) -> None:
         if self._phase is Phase.CLOSED:
             return
+        if self._phase is Phase.ANSWERING and self._needs_slot:
+            self._door.room.served(self._account.model, now() - self._asked_at)
         self._phase = Phase.CLOSED
-        self._door.room.leave(self._account.model, self._ticket)
+        self._door.room.leave(self._ticket)
         self.leave_upstream()
         self._release()
         if self._account.model:

@@ -4,11 +4,14 @@ from rbee.core.routing import Route, RouteTable
 
 
 class Lease:
-    __slots__ = ("_held", "_routes", "activity", "worker_id")
+    """*slot*: whether the request takes one of the engine's; without, it only counts as under way."""
 
-    def __init__(self, routes: RouteTable, route: Route) -> None:
+    __slots__ = ("_held", "_routes", "_slot", "activity", "worker_id")
+
+    def __init__(self, routes: RouteTable, route: Route, *, slot: bool = True) -> None:
         # The object itself: a route may be published anew while the request runs, and goes on with the same one.
-        self.activity = routes.acquire(route.worker_id).activity
+        self.activity = routes.acquire(route.worker_id, slot=slot).activity
+        self._slot = slot
         self.worker_id = route.worker_id
         self._routes = routes
         self._held = True
@@ -16,4 +19,4 @@ class Lease:
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._routes.release(self.worker_id)
+            self._routes.release(self.worker_id, slot=self._slot)

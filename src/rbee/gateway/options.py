@@ -27,3 +27,4 @@ class GatewayOptions:
     queue_limit: int = 512
     queue_timeout: float = 60.0
     keepalive_after: float = 15.0
+    affinity: bool = True

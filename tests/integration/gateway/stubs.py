@@ -247,17 +247,21 @@ class House:
     stubs: list[Stub] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
 
-    async def worker(self, name: str = "w1", model: str = "synthetic:a", answer: Answer = answer_json) -> Stub:
+    async def worker(
+        self, name: str = "w1", model: str = "synthetic:a", answer: Answer = answer_json, slots: int = 16
+    ) -> Stub:
         """A ready worker of *model*."""
         stub = Stub(name, answer)
         await stub.listen()
         self.stubs.append(stub)
-        self.place(stub, model)
+        self.place(stub, model, slots=slots)
         return stub
 
-    def place(self, stub: Stub, model: str = "synthetic:a", standing: Standing = Standing.READY) -> None:
+    def place(
+        self, stub: Stub, model: str = "synthetic:a", standing: Standing = Standing.READY, slots: int = 16
+    ) -> None:
         self.routes.publish(
-            Route(stub.name, model, standing=standing, host="127.0.0.1", port=stub.port, key="engine-key")
+            Route(stub.name, model, standing=standing, host="127.0.0.1", port=stub.port, key="engine-key", slots=slots)
         )
 
     def announce(self, name: str, standing: Standing, model: str = "synthetic:a", message: str = "") -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.core.routing import Route, RouteTable, Standing, least_loaded
+from rbee.core.routing import Route, RouteTable, Standing, least_loaded, takers
 
 
 def table(*routes):
@@ -39,8 +39,49 @@ def test_the_one_with_the_smallest_share_of_its_slots_in_use_is_chosen():
 def test_a_worker_that_has_just_failed_a_request_gets_it_again_only_if_it_is_alone():
     assert least_loaded([ready("w-1"), ready("w-2")], excluding="w-1").worker_id == "w-2"
     assert least_loaded([ready("w-1")], excluding="w-1").worker_id == "w-1"
-    loading = Route("w-2", "synthetic:x")
-    assert least_loaded([loading]) is None
+    assert least_loaded([]) is None
+
+
+def test_who_is_not_ready_full_or_shunned_takes_nothing():
+    found = table(ready("w-1", slots=1), ready("w-2"), Route("w-3", "synthetic:x"))
+    routes = found.candidates("synthetic:x")
+    assert [route.worker_id for route in takers(routes)] == ["w-1", "w-2"]
+    assert [route.worker_id for route in takers(routes, shunned=frozenset({"w-2"}))] == ["w-1"]
+    found.acquire("w-1")
+    assert [route.worker_id for route in takers(routes)] == ["w-2"]
+    assert [route.worker_id for route in takers(routes, slot=False)] == ["w-1", "w-2"]
+
+
+def test_a_request_without_a_slot_is_in_flight_and_leaves_the_slots_free():
+    found = table(ready("w-1", slots=1))
+    found.acquire("w-1", slot=False)
+    route = found.routes["w-1"]
+    assert (route.in_flight, route.has_free_slot) == (1, True)
+    found.publish(ready("w-1", slots=1))
+    assert found.routes["w-1"].has_free_slot
+    found.acquire("w-1")
+    assert not found.routes["w-1"].has_free_slot
+    found.release("w-1", slot=False)
+    assert (found.in_flight("w-1"), found.routes["w-1"].has_free_slot) == (1, False)
+    found.release("w-1")
+    assert (found.in_flight("w-1"), found.routes["w-1"].slotless) == (0, 0)
+
+
+def test_what_a_name_means_changes_with_the_workers():
+    found = table(ready("w-1"))
+    assert found.candidates("chat") == []
+    assert [route.worker_id for route in found.candidates("synthetic:x")] == ["w-1"]
+    found.publish(ready("w-2", alias="chat"))
+    assert [route.worker_id for route in found.candidates("chat")] == ["w-2"]
+    assert [route.worker_id for route in found.candidates("synthetic:x")] == ["w-1", "w-2"]
+    found.withdraw("w-1")
+    assert [route.worker_id for route in found.candidates("synthetic:x")] == ["w-2"]
+
+
+def test_slots_of_a_model_are_those_of_its_ready_workers():
+    found = table(ready("w-1", slots=4), ready("w-2", slots=2), Route("w-3", "synthetic:x", slots=8))
+    assert found.slots_of("synthetic:x") == 6
+    assert found.slots_of("synthetic:y") == 0
 
 
 def test_requests_in_flight_outlive_a_change_of_standing_and_end_with_the_worker():

@@ -4,13 +4,13 @@ import pytest
 
 from rbee.core.auth import AuthPolicy
 from rbee.core.errors import ModelNotFound, NoReadyWorker, QueueFull, QueueTimeout
+from rbee.core.queueing import RETRY_AFTER
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
 from rbee.gateway.head import parse_head
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
-from rbee.gateway.waiting import RETRY_AFTER
 from tests.unit.gateway.test_inference import FakeClient, FakePool
 
 HEAD = parse_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -37,8 +37,8 @@ class Hall:
         request.start(b'{"model":"%b"}' % name.encode())
         return request
 
-    def place(self, worker_id, model="m", standing=Standing.READY, alias=None, message=""):
-        self.routes.publish(Route(worker_id, model, alias, standing=standing, host="h", port=1, message=message))
+    def place(self, worker_id, model="m", standing=Standing.READY, alias=None, message="", slots=8):
+        self.routes.publish(Route(worker_id, model, alias, standing, "h", 1, slots=slots, message=message))
 
 
 def test_hive_adopts_from_its_start_on():
@@ -144,3 +144,15 @@ def test_turn_is_kept_where_the_name_becomes_known_with_the_ready_worker():
     requests = [hall.ask(name) for name in ("m", "chat", "m")]
     hall.place("w1", alias="chat")
     assert hall.pool.asked == requests
+
+
+def test_slot_that_is_given_back_wakes_the_first_in_the_line_and_nobody_else():
+    hall = Hall()
+    hall.place("w1", slots=1)
+    first, *waiting = [hall.ask() for _ in range(300)]
+    woken = []
+    for request in waiting:
+        request.wake = lambda request=request: (woken.append(request), Inference.wake(request))
+    first.drop(499)
+    assert hall.pool.asked == [first, waiting[0]]
+    assert woken == waiting[:1]
