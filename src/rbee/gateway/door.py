@@ -16,6 +16,8 @@ from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.ports import Client, Exchange
+from rbee.gateway.quota import Quotas
+from rbee.gateway.request_log import RequestLog
 from rbee.gateway.upstream import Pool
 from rbee.gateway.waiting import WaitingRoom
 
@@ -68,6 +70,8 @@ class FrontDoor:
         self.pool = Pool()
         self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit)
         self.buffer = Buffer(options.buffer_limit)
+        self.log = RequestLog()
+        self.quotas = Quotas()
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"
         self._closing = False
@@ -92,10 +96,11 @@ class FrontDoor:
     def _inference(self, head: RequestHead, client: Client, request_id: str) -> Inference:
         if head.method != b"POST":
             raise MethodNotAllowed("This path takes POST.", allow="POST")
-        require(self._principal(head), Action.INFER)
+        principal = self._principal(head)
+        require(principal, Action.INFER)
         fence.check_content_type(head)
         self.check_open()
-        return Inference(self, client, head, request_id)
+        return Inference(self, client, head, request_id, principal)
 
     def check_open(self) -> None:
         """Raise ShuttingDown where the hive stops."""

@@ -20,7 +20,22 @@ from rbee.observability.metrics import SHOWN_STATES, Metrics, Sources
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
-USAGE = Usage("r-1", "synthetic:x", "w-1", "/v1/chat/completions", 200, True, 0.5, 1.0, 3.0, 0.0002, 7, 40, 2)
+USAGE = Usage(
+    "r-1",
+    "synthetic:x",
+    "w-1",
+    "/v1/chat/completions",
+    200,
+    True,
+    0.5,
+    1.0,
+    3.0,
+    0.0002,
+    7,
+    40,
+    2,
+    tokens_per_second=20.0,
+)
 
 
 @pytest.fixture
