@@ -6,6 +6,9 @@ from typing import Final
 from rbee.core.usage import RequestState, Underway, Usage
 from rbee.gateway import tally
 
+FEWEST_TOKENS: Final = 2
+"""The first token comes with the prompt: llama.cpp gives 30 us for an answer of one."""
+
 SHORTEST_STREAM: Final = 0.001
 """Seconds; what came within less came at once, and tells nothing of the speed at which it was made."""
 
@@ -117,7 +120,7 @@ class Account:
 
     def _speed(self, told: tally.Told, now: float) -> float | None:
         """Tokens a second: by the engine's own time, else by that in which a stream came; None where neither is."""
-        if not told.generated:
+        if told.generated is None or told.generated < FEWEST_TOKENS:
             return None
         if told.generating_seconds:
             return told.generated / told.generating_seconds

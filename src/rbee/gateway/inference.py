@@ -365,7 +365,9 @@ class Inference(Relay):
     def _tell_usage(self, status: int, ended: float) -> None:
         try:
             usage = self._account.usage(status, ended)
-            self._door.log.keep(usage)
+            if self._ticket:
+                # Who was never let in would push out those that were.
+                self._door.log.keep(usage)
             self._door.usage(usage)
         except Exception:  # the sink is not ours, and the client's answer must not depend on it
             log.exception("usage_lost", request_id=self._account.request_id)
