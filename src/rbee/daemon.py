@@ -201,6 +201,7 @@ class Daemon:
                 registry=self._registry,
                 heartbeats=self._heartbeats,
                 routes=self._routes,
+                requests=self._gateway.log,
                 node=self._node,
                 policy=self._policy,
                 defaults=defaults(settings),
@@ -324,7 +325,13 @@ class ControlServer(uvicorn.Server):
 def digests(settings: Settings) -> dict[bytes, auth.Principal]:
     """Every key of the settings by its SHA-256."""
     found = {
-        bytes.fromhex(key.sha256): auth.Principal(auth.Role(key.role), name) for name, key in settings.keys.items()
+        bytes.fromhex(key.sha256): auth.Principal(
+            auth.Role(key.role),
+            name,
+            max_in_flight=key.max_in_flight,
+            requests_per_minute=key.requests_per_minute,
+        )
+        for name, key in settings.keys.items()
     }
     if settings.auth.api_token is not None:
         token = settings.auth.api_token.get_secret_value()
@@ -445,7 +452,6 @@ NOT_BUILT: Final = (
 )
 _NOT_BUILT_OF_A_TABLE: Final = {
     "model": ("pinned", "preload", "replicas"),
-    "keys": ("max_in_flight", "requests_per_minute"),
 }
 
 

@@ -6,11 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import urlencode
 
 import click
 
 from rbee import __version__
-from rbee.cli import chat, resources, table, workers
+from rbee.cli import chat, requests, resources, table, workers
 from rbee.cli.client import Hive, Refused, worker_path
 from rbee.config.sizes import parse_duration, parse_size
 
@@ -268,6 +269,36 @@ def logs(hive: Hive, as_json: bool, name: str, follow: bool, tail: int) -> None:
         _print_json({"worker_id": worker_id, "lines": hive.text(path).splitlines()})
     else:
         click.echo(hive.text(path), nl=False)
+
+
+@cli.command("requests")
+@click.option("--model", help="Only those of one model, by any of its names.")
+@click.option("--state", type=click.Choice(["waiting", "running", "finished"]), help="Only those in this state.")
+@click.option("-n", "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="How many at most.")
+@hive_options
+def show_requests(hive: Hive, as_json: bool, model: str | None, state: str | None, limit: int) -> None:
+    """List inference requests: those under way first, then the last that have ended."""
+    query = urlencode({"limit": limit, **{k: v for k, v in (("model", model), ("state", state)) if v is not None}})
+    found = hive.get(f"/v1/requests?{query}")
+    if as_json:
+        _print_json(found)
+    elif found["requests"]:
+        table.show(requests.COLUMNS, [requests.row(request) for request in found["requests"]])
+    else:
+        click.echo("No requests.", err=True)
+
+
+@cli.command()
+@click.argument("request_id", metavar="ID")
+@hive_options
+def cancel(hive: Hive, as_json: bool, request_id: str) -> None:
+    """End the inference request ID, as 'rbee requests' shows it."""
+    cancelled = hive.call("DELETE", requests.path(request_id))
+    if as_json:
+        _print_json(cancelled)
+    else:
+        for request in cancelled["cancelled"]:
+            click.echo(f"{request['request_id']} cancelled")
 
 
 @cli.command()

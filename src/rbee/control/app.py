@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from rbee import __version__
-from rbee.control import callbacks, circuits, resources, system, workers
+from rbee.control import callbacks, circuits, requests, resources, system, workers
 from rbee.control.context import Context, context_of
 from rbee.control.guard import Guard, error_response
 from rbee.core import model_ref
@@ -28,7 +28,7 @@ def build(context: Context) -> FastAPI:
     app = FastAPI(title="rbee", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.context = context
     # Callbacks first: /v1/workers/ready must not be taken for a worker's id.
-    for module in (callbacks, workers, circuits, resources, system):
+    for module in (callbacks, workers, circuits, resources, requests, system):
         app.include_router(module.router)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     app.add_exception_handler(RequestError, _answer_error)

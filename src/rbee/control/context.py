@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
@@ -10,6 +10,7 @@ from rbee.control.guard import CALLER
 from rbee.core import auth
 from rbee.core.admission import Limits
 from rbee.core.routing import RouteTable
+from rbee.core.usage import Underway, Usage
 from rbee.hive.heartbeats import Heartbeats
 from rbee.hive.orders import Defaults
 from rbee.hive.pool import Pool
@@ -26,6 +27,19 @@ class Page:
     content_type: str
 
 
+class Requests(Protocol):
+    """The inference requests that pass through the gateway."""
+
+    def underway(self) -> list[Underway]:
+        """In order of arrival."""
+
+    def ended(self) -> list[Usage]:
+        """The last ones, the newest first."""
+
+    def cancel(self, request_id: str) -> list[Underway]:
+        """End all with this id; gives what they were. Raises RequestNotFound where none is under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     pool: Pool
@@ -33,6 +47,7 @@ class Context:
     registry: Registry
     heartbeats: Heartbeats
     routes: RouteTable
+    requests: Requests
     node: Node
     policy: auth.AuthPolicy
     defaults: Defaults

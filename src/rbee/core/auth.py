@@ -45,16 +45,28 @@ class Principal:
     """Who is calling. ``name``: the key's name, the worker's id, or empty.
 
     ``trusted`` is false for the anonymous admin of a hive without keys: it may do what an admin may,
-    but not speak for a worker that the hive itself started.
+    but not speak for a worker that the hive itself started. ``max_in_flight`` and ``requests_per_minute``
+    limit its inference; 0: no limit.
     """
 
     role: Role
     name: str = ""
     incarnation: int = 0
     trusted: bool = True
+    max_in_flight: int = 0
+    requests_per_minute: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        return self.max_in_flight > 0 or self.requests_per_minute > 0
 
     def __str__(self) -> str:
         return f"{self.role}:{self.name}" if self.name else str(self.role)
+
+
+ANYBODY: Final = Principal(Role.ADMIN, trusted=False)
+"""Whoever asks a hive without keys."""
+_NOBODY: Final = Principal(Role.ANONYMOUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +124,9 @@ def resolve(policy: AuthPolicy, key: str | None) -> Principal:
     if key is not None and key.startswith(_WORKER_PREFIX + "."):
         return _resolve_worker(policy, key)
     if not policy.keys_required:
-        return Principal(Role.ADMIN, trusted=False)
+        return ANYBODY
     if key is None:
-        return Principal(Role.ANONYMOUS)
+        return _NOBODY
     presented, found = digest(key), None
     for known, principal in policy.digests.items():
         # No early end: the time taken must not tell which key was nearly right.

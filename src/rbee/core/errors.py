@@ -25,6 +25,9 @@ RbeeError
     ├── WorkerIdInUse
     ├── OlderIncarnation
     ├── IllegalTransition        the worker cannot take this event in its state
+    ├── RequestNotFound          it has ended, or was never there
+    ├── RequestCancelled         an admin has ended it
+    ├── TooManyRequests          the key may not ask for more now
     ├── QueueFull
     ├── QueueTimeout
     ├── NoReadyWorker
@@ -175,6 +178,18 @@ class IllegalTransition(RequestError):
     code = "illegal_transition"
 
 
+class RequestNotFound(RequestError):
+    code = "request_not_found"
+
+
+class RequestCancelled(RequestError):
+    code = "request_cancelled"
+
+
+class TooManyRequests(RequestError):
+    code = "too_many_requests"
+
+
 class QueueFull(RequestError):
     code = "queue_full"
 
@@ -241,16 +256,19 @@ STATUS: Final[Mapping[type[RequestError], int]] = {
     WorkerNotFound: 404,
     ModelNotFound: 404,
     CircuitNotFound: 404,
+    RequestNotFound: 404,
     MethodNotAllowed: 405,
     RequestTimeout: 408,
     AliasInUse: 409,
     WorkerIdInUse: 409,
     OlderIncarnation: 409,
     IllegalTransition: 409,
+    RequestCancelled: 410,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     Misdirected: 421,
     InvalidField: 422,
+    TooManyRequests: 429,
     QueueFull: 429,
     HeaderTooLarge: 431,
     UnexpectedError: 500,

@@ -1,19 +1,30 @@
 """What one inference request took: times as they pass, tokens as the answer tells them. Pure: times come in."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from rbee.core.usage import Usage
+from rbee.core.usage import RequestState, Underway, Usage
 from rbee.gateway import tally
+
+FEWEST_TOKENS: Final = 2
+"""The first token comes with the prompt: llama.cpp gives 30 us for an answer of one."""
+
+SHORTEST_STREAM: Final = 0.001
+"""Seconds; what came within less came at once, and tells nothing of the speed at which it was made."""
 
 
 @dataclass(slots=True)
 class Account:
-    """All times are seconds of one clock. ``model`` is empty until the request's body has been read."""
+    """All times are seconds of one clock, but for ``started_at``, which is seconds since the epoch, for people.
+
+    ``model`` is empty until the request's body has been read; ``key`` is the name of the key that asked.
+    """
 
     request_id: str
     endpoint: str
     model: str = ""
     stream: bool = False
+    key: str | None = None
     worker_id: str | None = None
     received_at: float = 0.0
     since: float = 0.0
@@ -23,11 +34,16 @@ class Account:
     overhead: float | None = None
     """Seconds of the gateway's own work before the worker had the request: no queue, no worker in it."""
     first_byte_at: float | None = None
+    started_at: float = 0.0
+    complete: bool = False
+    """Whether the worker has sent all of its answer."""
+    cancelled: bool = False
     sample: tally.Sample = field(default_factory=tally.Sample)
 
-    def receives(self, now: float) -> None:
+    def receives(self, now: float, started_at: float = 0.0) -> None:
         """The request is complete."""
         self.received_at = self.since = now
+        self.started_at = started_at
 
     def waits(self, now: float) -> None:
         """It stands in the queue."""
@@ -60,20 +76,54 @@ class Account:
     def queue_seconds(self, now: float) -> float:
         return self.waited if self.waits_since is None else self.waited + now - self.waits_since
 
-    def usage(self, status: int, now: float) -> Usage:
-        tokens = tally.count(self.sample)
-        return Usage(
+    def underway(self, state: RequestState, now: float) -> Underway:
+        return Underway(
             request_id=self.request_id,
             model=self.model,
             worker_id=self.worker_id,
             endpoint=self.endpoint,
-            status=status,
             stream=self.stream,
+            key=self.key,
+            started_at=self.started_at,
+            state=state,
+            age_seconds=now - self.received_at,
             queue_seconds=self.queue_seconds(now),
-            first_byte_seconds=None if self.first_byte_at is None else self.first_byte_at - self.received_at,
-            duration_seconds=now - self.received_at,
-            overhead_seconds=self.overhead,
-            prompt_tokens=tokens.prompt,
-            generated_tokens=tokens.generated,
-            cached_tokens=tokens.cached,
+            first_byte_seconds=self._first_byte_seconds(),
         )
+
+    def usage(self, status: int, now: float) -> Usage:
+        told = tally.read(self.sample, complete=self.complete)
+        # By place, not by name: this is done for each request, and names cost as much again.
+        return Usage(
+            self.request_id,
+            self.model,
+            self.worker_id,
+            self.endpoint,
+            status,
+            self.stream,
+            self.queue_seconds(now),
+            self._first_byte_seconds(),
+            now - self.received_at,
+            self.overhead,
+            told.prompt,
+            told.generated,
+            told.cached,
+            self._speed(told, now),
+            told.finish,
+            self.key,
+            self.started_at,
+            self.cancelled,
+        )
+
+    def _first_byte_seconds(self) -> float | None:
+        return None if self.first_byte_at is None else self.first_byte_at - self.received_at
+
+    def _speed(self, told: tally.Told, now: float) -> float | None:
+        """Tokens a second: by the engine's own time, else by that in which a stream came; None where neither is."""
+        if told.generated is None or told.generated < FEWEST_TOKENS:
+            return None
+        if told.generating_seconds:
+            return told.generated / told.generating_seconds
+        if self.stream and self.first_byte_at is not None and now - self.first_byte_at >= SHORTEST_STREAM:
+            return told.generated / (now - self.first_byte_at)
+        return None

@@ -18,6 +18,8 @@ from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.ports import Client, Exchange
+from rbee.gateway.quota import Quotas
+from rbee.gateway.request_log import RequestLog
 from rbee.gateway.upstream import Pool
 
 RETRY_AFTER: Final = 5.0
@@ -70,6 +72,8 @@ class FrontDoor:
         self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit, routes.slots_of)
         self.prefixes = PrefixBook() if options.affinity else None
         self.buffer = Buffer(options.buffer_limit)
+        self.log = RequestLog()
+        self.quotas = Quotas()
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"
         self._closing = False
@@ -104,7 +108,8 @@ class FrontDoor:
     def admit_again(self, head: RequestHead, client: Client, request_id: str) -> Inference:
         """The exchange for another request with a head that was let in to a model already (it has a principal)."""
         self.check_open()
-        return Inference(self, client, head, request_id)
+        assert head.principal is not None
+        return Inference(self, client, head, request_id, head.principal)
 
     def check_open(self) -> None:
         """Raise ShuttingDown where the hive stops."""

@@ -4,21 +4,25 @@ Whatever happens, its worker's slot is given back once and its usage is told onc
 """
 
 from enum import Enum
+from time import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from rbee.core import affinity
+from rbee.core.auth import ANYBODY, Principal
 from rbee.core.errors import (
     ModelNotFound,
     NoReadyWorker,
     QueueTimeout,
+    RequestCancelled,
     RequestError,
     WorkerLost,
     status_of,
 )
 from rbee.core.queueing import RETRY_AFTER
 from rbee.core.routing import NOBODY, Activity, Route, Standing, least_loaded, takers
+from rbee.core.usage import RequestState, Underway
 from rbee.gateway import asked, beginnings, faults
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
@@ -26,6 +30,7 @@ from rbee.gateway.exchange import Relay, now
 from rbee.gateway.head import RequestHead
 from rbee.gateway.lease import Lease
 from rbee.gateway.ports import Client
+from rbee.gateway.quota import Seat
 from rbee.gateway.rewrite import for_engine
 from rbee.gateway.upstream import AnswerHead, Request
 
@@ -69,12 +74,16 @@ def comment_due(received_at: float, commented_at: float | None, keepalive_after:
 class Inference(Relay):
     """Lives from the end of the request to the end of its answer."""
 
-    def __init__(self, door: "FrontDoor", client: Client, head: RequestHead, request_id: str) -> None:
+    def __init__(
+        self, door: "FrontDoor", client: Client, head: RequestHead, request_id: str, principal: Principal = ANYBODY
+    ) -> None:
         super().__init__(door.pool, client, door.options.stall_timeout)
         self._door = door
         self._head = head
         self._shape, self._needs_slot, self._caches = INFERENCE[head.path]
-        self._account = Account(request_id, head.path.decode("ascii"))
+        self._principal = principal
+        self._seat: Seat | None = None
+        self._account = Account(request_id, head.path.decode("ascii"), key=principal.name or None)
         self._phase = Phase.NEW
         self._body = b""
         self._name = ""
@@ -92,17 +101,22 @@ class Inference(Relay):
         self._foreign: bytearray | None = None
 
     def start(self, body: bytes) -> None:
-        self._account.receives(now())
+        began = now()
+        self._account.receives(began, time())
         self._body = body
         try:
             self._door.check_open()
             wish = asked.read(body)
+            self._name = wish.model
+            self._account.stream = wish.stream
+            self._seat = self._door.quotas.take(self._principal, began)
         except RequestError as error:
+            if self._name:
+                self._account.model = self._counted_as(self._door.routes.candidates(self._name))
             self._fail(error)
             return
-        self._name = wish.model
-        self._account.stream = wish.stream
         self._ticket = self._door.room.ticket()
+        self._door.log.begin(self)
         self._route()
 
     # choosing a worker
@@ -114,7 +128,7 @@ class Inference(Relay):
     def _route(self) -> None:
         """Go to a worker, wait or fail."""
         routes = self._door.routes.candidates(self._name)
-        self._account.model = routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL
+        self._account.model = self._counted_as(routes)
         self._known = self._known or bool(routes)
         route = self._choose(routes)
         if route is not None:
@@ -138,6 +152,9 @@ class Inference(Relay):
             if links:
                 return affinity.choose(book, links, free, excluding=self._avoid)
         return least_loaded(free, excluding=self._avoid)
+
+    def _counted_as(self, routes: list[Route]) -> str:
+        return routes[0].model_ref if routes else self._account.model or UNKNOWN_MODEL
 
     def _refusal(self, routes: list[Route]) -> RequestError:
         if routes:
@@ -200,6 +217,7 @@ class Inference(Relay):
             self._collect(self._foreign, data, done)
             return
         if done:
+            self._account.complete = True
             self._close(self._open_status or 200)
         self.client.send(data, done=done)
 
@@ -324,6 +342,16 @@ class Inference(Relay):
         """Waiting is over: the hive stops."""
         self._fail(error)
 
+    # what others see of it, and may do to it
+
+    def look(self, now: float) -> Underway:
+        state = RequestState.WAITING if self._phase is Phase.WAITING else RequestState.RUNNING
+        return self._account.underway(state, now)
+
+    def cancel(self) -> None:
+        self._account.cancelled = True
+        self._fail(RequestCancelled("This request was cancelled by an administrator of this server."))
+
     # the end
 
     def _fail(self, error: RequestError) -> None:
@@ -350,12 +378,20 @@ class Inference(Relay):
         self._door.room.leave(self._ticket)
         self.leave_upstream()
         self._release()
+        ended = now()
+        if self._seat is not None:
+            self._seat.release(ended)
+        self._door.log.end(self)
         if self._account.model:
-            self._tell_usage(status)
+            self._tell_usage(status, ended)
 
-    def _tell_usage(self, status: int) -> None:
+    def _tell_usage(self, status: int, ended: float) -> None:
         try:
-            self._door.usage(self._account.usage(status, now()))
+            usage = self._account.usage(status, ended)
+            if self._ticket:
+                # Who was never let in would push out those that were.
+                self._door.log.keep(usage)
+            self._door.usage(usage)
         except Exception:  # the sink is not ours, and the client's answer must not depend on it
             log.exception("usage_lost", request_id=self._account.request_id)
 

@@ -134,6 +134,8 @@ def test_unknown_key_in_the_file_is_named(toml, text, key, nearest):
         ("[restart]\nmax_delay = 0.5", "restart.max_delay"),
         ("[keys.ci]\nsha256 = 'abc'", "keys.ci.sha256"),
         ("[keys.ci]\nrole = 'admin'", "keys.ci.sha256"),
+        ("[keys.ci]\nmax_in_flight = -1", "keys.ci.max_in_flight = -1"),
+        ("[keys.ci]\nrequests_per_minute = 1.5", "keys.ci.requests_per_minute = 1.5"),
         ("[model.chat]\nref = 'nonsense'", "model.chat.ref"),
         ("[model.chat]\nref = 'example'\nalias = 'hf:a/b'", "model.chat.alias"),
         ("[server]\ntls_cert = '/c'", "server.tls_key"),

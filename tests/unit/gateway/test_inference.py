@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbee.core.auth import AuthPolicy
+from rbee.core.auth import AuthPolicy, Principal, Role
 from rbee.core.errors import NoReadyWorker, WorkerLost
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.gateway.door import FrontDoor
@@ -93,13 +93,14 @@ class Story:
         self.usages = []
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
+        self.principal = Principal(Role.CLIENT, "web", max_in_flight=1)
         self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self.usages.append, "1")
         self.pool = self.door.pool = FakePool()
         self.client = FakeClient()
         self.door.adopting = standing is None
         if standing is not None:
             self.place("w1", standing)
-        self.request = Inference(self.door, self.client, head, "id-1")
+        self.request = Inference(self.door, self.client, head, "id-1", self.principal)
         self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
         self.passed = 0.0
 
@@ -152,6 +153,9 @@ class Story:
     def step_close(self, _):
         self.door.closing = True
 
+    def step_cancel(self, _):
+        assert len(self.door.log.cancel("id-1")) == 1
+
     def step_leave(self, _):
         self.client.gone = True
         self.request.drop(499)
@@ -169,7 +173,7 @@ _steps = st.one_of(
     st.tuples(st.just("data"), st.booleans()),
     st.tuples(st.just("lost"), st.booleans()),
     st.tuples(st.just("time"), st.sampled_from([0.3, 6.0, 16.0, 41.0, 61.0])),
-    st.tuples(st.sampled_from(["close", "leave", "adopted"]), st.none()),
+    st.tuples(st.sampled_from(["close", "leave", "adopted", "cancel"]), st.none()),
 )
 
 
@@ -184,6 +188,7 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
         held = sum(route.in_flight for route in story.routes) + sum(story.routes._left_in_flight.values())
         assert held == (story.worker() is not None)
         assert len(story.usages) == story.over
+        assert len(story.door.log) == story.door.quotas.in_flight("web") == (not story.over)
     if not story.over:
         story.take(("leave", None))
     assert story.client.ends + story.client.gone == 1
@@ -192,10 +197,12 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     assert not story.routes._left_in_flight
     assert not story.door.room
     assert len(story.usages) == 1
-    # What comes late finds nobody: no second end, no second usage.
+    assert story.door.log.ended() == story.usages
+    # What comes late finds nobody: no second end, no second usage, no seat that is given back twice.
     story.request.drop(499)
     story.routes.changed()
     assert len(story.usages) == 1
+    assert len(story.door.log) == story.door.quotas.in_flight("web") == 0
 
 
 def told(standing=Standing.READY, *steps) -> Story:
@@ -291,3 +298,26 @@ def test_hive_that_stops_lets_no_lost_request_wait_again():
     story = told(Standing.READY, ("close", None), LOST)
     assert story.client.refused is not None
     assert story.client.refused.code == "shutting_down"
+
+
+def test_cancelled_request_tells_its_client_so_and_leaves_its_worker():
+    story = told(Standing.READY, ("cancel", None))
+    assert story.client.refused.code == "request_cancelled"
+    assert story.worker() is None
+    assert (story.usages[0].status, story.usages[0].cancelled) == (410, True)
+
+
+def test_request_that_its_key_does_not_allow_is_counted_and_not_kept():
+    story = told(Standing.READY)
+    client = FakeClient()
+    Inference(story.door, client, HEAD, "id-2", story.principal).start(b'{"model":"m"}')
+    assert client.refused.code == "too_many_requests"
+    assert [(usage.model, usage.status, usage.key) for usage in story.usages] == [("m", 429, "web")]
+    assert (len(story.door.log), story.door.log.ended()) == (1, [])
+
+
+def test_answer_that_broke_off_is_not_complete():
+    story = told(Standing.READY, ("head", (200, SSE, None, False)), LOST)
+    assert not story.request._account.complete
+    whole = told(Standing.READY, ("head", (200, JSON, 9, True)))
+    assert whole.request._account.complete

@@ -20,7 +20,22 @@ from rbee.observability.metrics import SHOWN_STATES, Metrics, Sources
 
 pytestmark = pytest.mark.anyio
 S = WorkerState
-USAGE = Usage("r-1", "synthetic:x", "w-1", "/v1/chat/completions", 200, True, 0.5, 1.0, 3.0, 0.0002, 7, 40, 2)
+USAGE = Usage(
+    "r-1",
+    "synthetic:x",
+    "w-1",
+    "/v1/chat/completions",
+    200,
+    True,
+    0.5,
+    1.0,
+    3.0,
+    0.0002,
+    7,
+    40,
+    2,
+    tokens_per_second=20.0,
+)
 
 
 @pytest.fixture
@@ -197,6 +212,36 @@ async def test_a_request_is_counted_with_its_tokens_and_times(scene):
     assert samples["rbee_hive_inference_tokens_per_second_sum", model] == 20
     assert samples["rbee_hive_inference_queue_seconds_sum", model] == 0.5
     assert samples["rbee_hive_gateway_overhead_seconds_sum",] == 0.0002
+
+
+async def test_requests_are_counted_exactly_whatever_their_model_endpoint_and_status(scene):
+    kinds = [(m, e, s) for m in ("synthetic:x", "other") for e in ("/v1/messages", "/v1/rerank") for s in (200, 429)]
+    for number, (model, endpoint, status) in enumerate(kinds, 1):
+        for _ in range(number):
+            scene.metrics.used(USAGE._replace(model=model, endpoint=endpoint, status=status))
+    samples = scene.samples()
+    for number, (model, endpoint, status) in enumerate(kinds, 1):
+        labels = ("endpoint", endpoint), ("model", model), ("status", str(status))
+        assert samples["rbee_hive_inference_requests_total", *labels] == number
+    assert samples["rbee_hive_inference_duration_seconds_count", ("model", "synthetic:x")] == 10
+    assert samples["rbee_hive_inference_tokens_total", ("kind", "cached"), ("model", "other")] == 2 * 26
+
+
+async def test_what_is_not_known_of_a_request_is_not_counted(scene):
+    unknown = dict.fromkeys(
+        ("first_byte_seconds", "overhead_seconds", "prompt_tokens", "generated_tokens", "cached_tokens")
+    )
+    scene.metrics.used(USAGE._replace(**unknown, tokens_per_second=None))
+    samples = scene.samples()
+    assert not [name for name in samples if name[0] == "rbee_hive_inference_tokens_total"]
+    for name in ("tokens_per_second", "time_to_first_token_seconds"):
+        assert samples[f"rbee_hive_inference_{name}_count", ("model", "synthetic:x")] == 0
+    assert samples["rbee_hive_gateway_overhead_seconds_count",] == 0
+
+
+async def test_prompt_that_was_only_counted_is_no_work_of_the_model(scene):
+    scene.metrics.used(USAGE._replace(endpoint="/v1/messages/count_tokens", generated_tokens=None))
+    assert not [name for name in scene.samples() if name[0] == "rbee_hive_inference_tokens_total"]
 
 
 async def test_openmetrics_is_given_where_it_is_asked_for(scene):
