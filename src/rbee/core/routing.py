@@ -34,7 +34,11 @@ class Activity:
 
 @dataclass(slots=True)
 class Route:
-    """One worker as the gateway sees it. The hive writes all but ``in_flight`` and ``activity``: the gateway's."""
+    """One worker as the gateway sees it. The hive writes all but ``in_flight`` and ``activity``: the gateway's.
+
+    ``served``: the names that its engine knows its model by, the preferred one first; empty: any name will do.
+    ``folds``: its engine does not notice a client that leaves before its answer, unless it is asked for a stream.
+    """
 
     worker_id: str
     model_ref: str
@@ -45,6 +49,8 @@ class Route:
     key: str = ""
     slots: int = 1
     message: str = ""
+    served: tuple[str, ...] = ()
+    folds: bool = False
     in_flight: int = 0
     activity: Activity = field(default_factory=Activity)
 

@@ -17,7 +17,7 @@ from rbee.core.errors import (
     status_of,
 )
 from rbee.core.routing import Activity, Route, Standing, least_loaded
-from rbee.gateway import asked, faults
+from rbee.gateway import asked, faults, outgoing
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
 from rbee.gateway.exchange import Relay, now
@@ -98,6 +98,7 @@ class Inference(Relay):
         except RequestError as error:
             self._fail(error)
             return
+        self._wish = wish
         self._name = wish.model
         self._account.stream = wish.stream
         self._ticket = self._door.room.ticket()
@@ -160,14 +161,19 @@ class Inference(Relay):
 
     def _forward(self, route: Route) -> None:
         self._door.room.leave(self._account.model, self._ticket)
+        try:
+            body = outgoing.body_for(route, self._wish, self._body)
+        except RequestError as error:
+            self._fail(error)
+            return
         self._phase = Phase.ASKED
         self._again_at = None
         self._lease = Lease(self._door.routes, route)
         self._activity: Activity = self._lease.activity
         self._address = (route.host, route.port)
         self._key = route.key
-        head = for_engine(self._head, route, len(self._body), self._account.request_id)
-        self._request = Request(head, self._body)
+        head = for_engine(self._head, route, len(body), self._account.request_id)
+        self._request = Request(head, body)
         self._account.asks(route.worker_id, now())
         self.upstream = self.pool.ask(self._address, self._request, self)
 
