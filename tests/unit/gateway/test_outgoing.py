@@ -5,7 +5,7 @@ BODY = b'{"messages": [], "model": "example"}'
 
 
 def sent(route, body=BODY):
-    return outgoing.body_for(route, asked.read(body), body)
+    return outgoing.for_worker(route, b"/v1/chat/completions", asked.read(body), body).body
 
 
 def test_a_name_that_the_engine_does_not_know_becomes_its_own():
