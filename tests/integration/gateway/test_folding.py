@@ -14,6 +14,7 @@ LAST = (
     b'data: {"choices":[{"index":0,"finish_reason":"stop","delta":{}}],"id":"x"}\n\n'
     b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
 )
+REFUSAL = b'data: {"x":1}'
 ANSWER = {
     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hi"}}],
     "id": "x",
@@ -92,6 +93,16 @@ async def test_an_error_before_the_stream_passes_as_it_is(house):
     await worker(house, refuse)
     answer = await house.ask(post(CHAT))
     assert (answer.status, answer.json()) == (400, {"error": {"code": 400, "message": "too long"}})
+
+
+async def test_an_error_that_calls_itself_a_stream_passes_too(house):
+    async def refuse(call):
+        call.head("Content-Type: text/event-stream", "Content-Length: 13", status="400 Bad Request")
+        call.send(REFUSAL)
+
+    await worker(house, refuse)
+    answer = await house.ask(post(CHAT))
+    assert (answer.status, answer.body) == (400, REFUSAL)
 
 
 async def test_an_error_in_the_stream_has_its_own_status(house):
