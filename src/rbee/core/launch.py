@@ -26,6 +26,24 @@ def kind_of(engine: str, options: EngineOptions) -> str:
     return LLAMA_CPP if options.python else engine
 
 
+def names_of(spec: WorkerSpec) -> tuple[str, ...]:
+    """What clients may call a worker's model, the alias first: an engine that can is told all of them."""
+    return tuple(dict.fromkeys(name for name in (spec.alias, spec.model_ref, spec.worker_id) if name))
+
+
+def served_names(spec: WorkerSpec, options: EngineOptions, model_path: str) -> tuple[str, ...]:
+    """The names that the engine takes as ``model``; empty where nobody can say, or any will do.
+
+    A command knows what its template passes: ``{names}``, or else its model's path alone. *model_path* is empty where
+    it is not known.
+    """
+    if not options.command or any("{names}" in argument for argument in options.command):
+        return names_of(spec)
+    if model_path and any("{model}" in argument for argument in options.command):
+        return (model_path,)
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One incarnation to start. ``model_path`` is empty for the synthetic engine. Times in seconds, sizes in bytes.

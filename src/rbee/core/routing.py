@@ -38,6 +38,8 @@ class Route:
     """One worker as the gateway sees it. The hive writes all but ``in_flight``, ``slotless`` and ``activity``.
 
     Those are the gateway's. ``slotless`` counts the requests in flight that take none of the engine's ``slots``.
+    ``served``: the names that its engine knows its model by, the preferred one first; empty: any name will do.
+    ``folds``: its engine does not notice a client that leaves before its answer, unless it is asked for a stream.
     """
 
     worker_id: str
@@ -49,6 +51,8 @@ class Route:
     key: str = ""
     slots: int = 1
     message: str = ""
+    served: tuple[str, ...] = ()
+    folds: bool = False
     in_flight: int = 0
     slotless: int = 0
     activity: Activity = field(default_factory=Activity)

@@ -61,8 +61,10 @@ class Account:
         self.worker_id = worker_id
 
     def loses(self, now: float) -> None:
-        """The worker did not answer it: it is ours again."""
+        """The worker did not answer it, or not to the end: it is ours again."""
         self.since = now
+        self.first_byte_at = None
+        self.sample = tally.Sample()
 
     def _worked(self, now: float) -> None:
         self.overhead = (self.overhead or 0.0) + now - self.since

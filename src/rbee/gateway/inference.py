@@ -23,10 +23,11 @@ from rbee.core.errors import (
 from rbee.core.queueing import RETRY_AFTER
 from rbee.core.routing import NOBODY, Activity, Route, Standing, least_loaded, takers
 from rbee.core.usage import RequestState, Underway
-from rbee.gateway import asked, beginnings, faults
+from rbee.gateway import asked, beginnings, faults, outgoing
 from rbee.gateway.account import Account
 from rbee.gateway.endpoints import INFERENCE
 from rbee.gateway.exchange import Relay, now
+from rbee.gateway.folded import FoldedAnswer
 from rbee.gateway.head import RequestHead
 from rbee.gateway.lease import Lease
 from rbee.gateway.ports import Client
@@ -99,6 +100,7 @@ class Inference(Relay):
         self._open_status: int | None = None
         self._ends_in_event = False
         self._foreign: bytearray | None = None
+        self._folded: FoldedAnswer | None = None
 
     def start(self, body: bytes) -> None:
         began = now()
@@ -115,6 +117,7 @@ class Inference(Relay):
                 self._account.model = self._counted_as(self._door.routes.candidates(self._name))
             self._fail(error)
             return
+        self._wish = wish
         self._ticket = self._door.room.ticket()
         self._door.log.begin(self)
         self._route()
@@ -185,13 +188,19 @@ class Inference(Relay):
 
     def _forward(self, route: Route) -> None:
         self._door.room.leave(self._ticket)
+        try:
+            out = outgoing.for_worker(route, self._head.path, self._wish, self._body)
+        except RequestError as error:
+            self._fail(error)
+            return
         self._phase = Phase.ASKED
         self._lease = Lease(self._door.routes, route, slot=self._needs_slot)
         self._activity: Activity = self._lease.activity
         self._address = (route.host, route.port)
         self._key = route.key
-        head = for_engine(self._head, route, len(self._body), self._account.request_id)
-        self._request = Request(head, self._body)
+        head = for_engine(self._head, route, len(out.body), self._account.request_id)
+        self._request = Request(head, out.body)
+        self._folded = FoldedAnswer(out.folding, self._door.buffer) if out.folding is not None else None
         self._asked_at = now()
         self._account.asks(route.worker_id, self._asked_at)
         self.upstream = self.pool.ask(self._address, self._request, self)
@@ -201,18 +210,14 @@ class Inference(Relay):
     def answered(self, head: AnswerHead | None, data: bytes, done: bool) -> None:
         if done:
             self.upstream = None
-        if head is not None:
-            if head.status == 503:
-                self._wait_for_load()
-                return
-            if head.status in (401, 403):
-                self._refuse_for_worker(head.status)
-                return
-            self._activity.relayed_bytes += head.size
-            self._begin(head)
+        if head is not None and not self._hear(head):
+            return
         if data:
             self._activity.relayed_bytes += len(data)
             self._account.adds(data, now())
+        if self._folded is not None:
+            self._fold(self._folded, data, done)
+            return
         if self._foreign is not None:
             self._collect(self._foreign, data, done)
             return
@@ -222,12 +227,46 @@ class Inference(Relay):
         self.client.send(data, done=done)
 
     def chunk(self, framed: bytes, start: int) -> None:
-        if self._foreign is not None:
+        if self._foreign is not None or self._folded is not None:
             self.answered(None, framed[start:-2], done=False)
             return
         self._activity.relayed_bytes += len(framed)
         self._account.adds(framed[start:-2], 0.0 if self._account.first_byte_at is not None else now())
         self.client.send_chunk(framed, start)
+
+    def _hear(self, head: AnswerHead) -> bool:
+        """Whether this is an answer, and not a worker's word that it has none."""
+        if head.status == 503:
+            self._wait_for_load()
+            return False
+        if head.status in (401, 403):
+            self._refuse_for_worker(head.status)
+            return False
+        self._activity.relayed_bytes += head.size
+        if self._folded is not None and not self._folded.begins(head):
+            self._folded = None
+        if self._folded is None:
+            self._begin(head)
+        return True
+
+    def _fold(self, answer: FoldedAnswer, data: bytes, done: bool) -> None:
+        """More of a stream whose client wants all of it at once, and has seen nothing yet."""
+        try:
+            answer.feed(data)
+        except RequestError as error:
+            self._fail(error)
+            return
+        if not done:
+            return
+        whole = answer.end()
+        if whole is None:
+            self.lost("its stream ended too early", stale=False)
+            return
+        head, body = whole
+        self._account.complete = True
+        self._begin(head)
+        self._close(head.status)
+        self.client.send(body, done=True)
 
     def lost(self, reason: str, stale: bool) -> None:
         self.upstream = None
@@ -396,6 +435,10 @@ class Inference(Relay):
             log.exception("usage_lost", request_id=self._account.request_id)
 
     def _release(self) -> None:
+        """Give back what belonged to one try: the worker's slot, and what was folded of its answer."""
+        folded, self._folded = self._folded, None
+        if folded is not None:
+            folded.release()
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()

@@ -51,13 +51,15 @@ _CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}\r\n")
 class AnswerHead:
     """``length`` is the body's length in bytes (None where only its end tells), ``size`` that of the header lines.
 
-    ``lines`` are those that the client gets. One object may come with many answers that differ in their length alone.
+    ``fields`` are all its headers, ``lines`` those that the client gets. One object may come with many answers that
+    differ in their length alone.
     """
 
-    __slots__ = ("is_stream", "length", "lines", "size", "status")
+    __slots__ = ("fields", "is_stream", "length", "lines", "size", "status")
 
     def __init__(self, status: int, fields: list[tuple[bytes, bytes]], length: int | None) -> None:
         self.status = status
+        self.fields = fields
         self.length = length
         self.lines = from_upstream(fields)
         self.size = sum(len(name) + len(value) + 4 for name, value in fields)

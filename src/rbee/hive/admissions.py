@@ -221,7 +221,7 @@ class Admissions:
         """For a worker that is about to start, at its placement. Raises ModelNotFound or NotAModelFile."""
         spec = record.worker.spec
         path, facts = await self._model(spec)
-        record.model_bytes = facts.file_bytes
+        record.model_bytes, record.model_path = facts.file_bytes, path
         if facts.header is None or self._kind(spec) != LLAMA_CPP:
             return ModelToLoad(path)
         added = repacking.added_args(facts.header, spec.engine_args, record.placement, self._options.processor)

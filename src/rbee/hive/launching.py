@@ -3,8 +3,9 @@
 import anyio
 
 from rbee.core import auth
+from rbee.core.engine_args import LLAMA_CPP
 from rbee.core.errors import NoPortLeft
-from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free
+from rbee.core.launch import EngineOptions, Launch, StoredWorker, first_free, kind_of, served_names
 from rbee.core.routing import RouteTable
 from rbee.core.worker import Worker, WorkerSpec
 from rbee.hive.admissions import Admissions
@@ -50,7 +51,7 @@ class Launching:
             drain_timeout=options.term_grace / 2,
             end_timeout=options.term_grace,
             prompt_cache_bytes=options.prompt_cache_bytes,
-            engine=options.engines.get(spec.engine, EngineOptions()),
+            engine=self._engine(spec),
             placement=record.placement,
             device_uuids=self._admissions.uuids(record.placement),
             memory_limit_bytes=self._hard_limit(spec),
@@ -61,6 +62,19 @@ class Launching:
         if not self._options.hard_memory_limit:
             return None
         return spec.memory_limit(self._options.limits.max_worker_memory)
+
+    def _engine(self, spec: WorkerSpec) -> EngineOptions:
+        return self._options.engines.get(spec.engine, EngineOptions())
+
+    def served(self, record: Record) -> tuple[str, ...]:
+        """The names by which the worker's engine knows its model; empty: any will do."""
+        spec = record.worker.spec
+        return served_names(spec, self._engine(spec), record.model_path)
+
+    def folds(self, record: Record) -> bool:
+        """Whether a client that leaves early is noticed by its engine in a stream alone: llama.cpp's is that way."""
+        spec = record.worker.spec
+        return not spec.external and kind_of(spec.engine, self._engine(spec)) == LLAMA_CPP
 
     def free_port(self) -> int:
         """A port of the range that nobody has. Raises NoPortLeft."""

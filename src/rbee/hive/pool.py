@@ -88,6 +88,8 @@ class Pool:
             wall_clock=utc_now,
             launch=self._launch,
             engine_key=self._launching.engine_key,
+            served=self._launching.served,
+            folds=self._launching.folds,
             answers=self._launching.answers,
             restarts=Restarts(self.circuits, self._adopted, self._readmit),
             on_illegal_event=self._count_illegal_event,

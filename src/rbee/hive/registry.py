@@ -16,13 +16,14 @@ class Record:
     """All that is known of one worker. Each field has one writer, named here.
 
     ``worker``: its supervisor. ``vital``, ``healthy``, ``telemetry``: the heartbeats. ``footprint``, ``measured_at``,
-    ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``: the admissions and their peaks.
+    ``pids``, ``failed_checks``: the monitor. ``vram``, ``model_bytes``, ``model_path``: the admissions and
+    their peaks.
     ``unannounced``: its supervisor. ``port``, ``started_at``: the pool, once; ``claim``, ``is_refused``: the pool, each
     time that it is admitted, or not.
 
     ``measured_at``: when the sampling that gave ``footprint`` began, on the hive's clock. ``pids``: its processes
     when they were last measured. ``vram``: bytes by device, as a driver tells. ``model_bytes``: of its model's files
-    when it was started.
+    when it was started; ``model_path``: where they were found, empty where this hive did not start it.
 
     ``is_refused``: it was to be started again, and did not fit.
 
@@ -42,6 +43,7 @@ class Record:
     vram: Mapping[int, int] | None = None
     pids: tuple[int, ...] = ()
     model_bytes: int | None = None
+    model_path: str = ""
     unannounced: bool = False
     is_refused: bool = False
     _placed: Placement | None = None

@@ -63,6 +63,8 @@ class Surroundings:
     wall_clock: Callable[[], datetime]
     launch: Callable[[Record], Awaitable[Launch]]
     engine_key: Callable[[Worker], str]
+    served: Callable[[Record], tuple[str, ...]]
+    folds: Callable[[Record], bool]
     answers: Callable[[StoredWorker], Awaitable[bool]]
     restarts: Restarts
     on_illegal_event: Callable[[], None]
@@ -221,6 +223,8 @@ class Supervisor:
             key=self._around.engine_key(worker),
             slots=max(1, worker.slots),
             message=worker.message,
+            served=self._around.served(self.record),
+            folds=self._around.folds(self.record),
         )
 
     def _publish(self, route: Route) -> None:

@@ -32,6 +32,16 @@ def test_time_that_a_lost_worker_took_is_nobodys_overhead():
     assert usage.worker_id == "w2"
 
 
+def test_what_a_lost_worker_had_said_does_not_count():
+    account = Account("id-1", "/v1/completions", model="synthetic:a")
+    account.receives(10.0)
+    account.adds(b'{"usage":{"prompt_tokens":5}}', 11.0)
+    account.loses(12.0)
+    account.adds(b"{}", 14.0)
+    usage = account.usage(200, 15.0)
+    assert (usage.first_byte_seconds, usage.prompt_tokens) == (4.0, None)
+
+
 def test_refused_request_has_no_times_that_it_did_not_have():
     account = Account("id-1", "/v1/completions", model="other")
     account.receives(10.0)

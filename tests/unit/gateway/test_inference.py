@@ -9,19 +9,22 @@ from rbee.core.routing import Route, RouteTable, Standing
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
 from rbee.gateway.head import parse_head
-from rbee.gateway.inference import Inference, Phase
+from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
 from rbee.gateway.upstream import AnswerHead
 
 HEAD = parse_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n")
 SSE = [(b"Content-Type", b"text/event-stream")]
 JSON = [(b"Content-Type", b"application/json")]
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
 class FakeUpstream:
     """Somebody who was asked. It must not speak to who has left it."""
 
     paused = False
+    heard = False
 
     def __init__(self, asker):
         self.asker = asker
@@ -88,9 +91,10 @@ class FakeClient:
 
 
 class Story:
-    def __init__(self, head, *, stream: bool, standing: Standing | None):
+    def __init__(self, head, *, stream: bool, standing: Standing | None, folds: bool = False):
         """*standing* is that of the worker that is there; None: nobody is, since the hive still adopts."""
         self.usages = []
+        self.folds = folds
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
         self.principal = Principal(Role.CLIENT, "web", max_in_flight=1)
@@ -105,7 +109,7 @@ class Story:
         self.passed = 0.0
 
     def place(self, name, standing):
-        self.routes.publish(Route(name, "m", standing=standing, host="h", port=1))
+        self.routes.publish(Route(name, "m", standing=standing, host="h", port=1, folds=self.folds))
 
     @property
     def over(self) -> bool:
@@ -127,21 +131,22 @@ class Story:
     def step_head(self, argument):
         status, fields, length, done = argument
         upstream = self.worker()
-        if upstream is not None and self.request._phase is Phase.ASKED:
+        if upstream is not None and not upstream.heard:
             upstream.open = not done
-            upstream.asker.answered(AnswerHead(status, fields, length), b"x", done)
+            upstream.heard = True
+            upstream.asker.answered(AnswerHead(status, fields, length), EVENT, done)
 
     def step_data(self, done):
         upstream = self.worker()
-        if upstream is not None and self.request._phase is Phase.ANSWERING:
+        if upstream is not None and upstream.heard:
             upstream.open = not done
-            upstream.asker.answered(None, b"y", done)
+            upstream.asker.answered(None, EVENT + DONE if done else EVENT, done)
 
     def step_lost(self, stale):
         upstream = self.worker()
         if upstream is not None:
             upstream.open = False
-            upstream.asker.lost("gone", stale and self.request._phase is Phase.ASKED)
+            upstream.asker.lost("gone", stale and not upstream.heard)
 
     def step_time(self, seconds):
         self.passed += seconds
@@ -178,9 +183,9 @@ _steps = st.one_of(
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.booleans(), st.none() | _standings, st.lists(_steps, max_size=10))
-def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
-    story = Story(HEAD, stream=stream, standing=standing)
+@given(st.booleans(), st.booleans(), st.none() | _standings, st.lists(_steps, max_size=10))
+def test_every_story_ends_once_and_holds_nothing_after(stream, folds, standing, steps):
+    story = Story(HEAD, stream=stream, standing=standing, folds=folds)
     for step in steps:
         if story.over:
             break
@@ -196,6 +201,7 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, standing, steps):
     assert not any(route.in_flight for route in story.routes)
     assert not story.routes._left_in_flight
     assert not story.door.room
+    assert not story.door.buffer.used
     assert len(story.usages) == 1
     assert story.door.log.ended() == story.usages
     # What comes late finds nobody: no second end, no second usage, no seat that is given back twice.
@@ -287,11 +293,11 @@ def test_what_is_relayed_is_activity_and_what_is_not_is_none():
     assert loading.routes.routes["w1"].activity.relayed_bytes == 0
     story = told(Standing.READY, ("head", (200, SSE, None, False)))
     activity = story.routes.routes["w1"].activity
-    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + b"x")
+    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + EVENT)
     story.place("w1", Standing.OUT)
     story.take(("data", False))
     assert story.routes.routes["w1"].activity is activity
-    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + b"xy")
+    assert activity.relayed_bytes == len(b"Content-Type: text/event-stream\r\n" + EVENT * 2)
 
 
 def test_hive_that_stops_lets_no_lost_request_wait_again():
