@@ -1,8 +1,7 @@
 """Which model a request asks for, and whether as a stream, without building the whole body. Pure."""
 
 import json
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -12,10 +11,14 @@ SLOW_LIMIT: Final = 1024 * 1024
 """Bytes; the standard parser builds all of a body and holds the loop for up to 0.1 s a MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     model: str
     stream: bool
+
+
+class _Usual(msgspec.Struct, gc=False):
+    model: str
+    stream: bool = False
 
 
 class _Body(msgspec.Struct):
@@ -24,6 +27,7 @@ class _Body(msgspec.Struct):
     stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_decode_usual = msgspec.json.Decoder(_Usual).decode
 _decode = msgspec.json.Decoder(_Body).decode
 
 
@@ -33,6 +37,14 @@ def read(body: bytes) -> Asked:
     Raises MalformedRequest for what is not JSON, and InvalidField for JSON that is no object, has no string
     as ``model`` or something else than a boolean (or null) as ``stream``.
     """
+    try:
+        usual = _decode_usual(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_any(body)
+    return Asked(usual.model, usual.stream)
+
+
+def _read_any(body: bytes) -> Asked:
     try:
         found = _decode(body)
         model = _value(found.model)

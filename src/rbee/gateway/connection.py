@@ -123,6 +123,8 @@ class ClientConnection:
             return
         if not self._buffer and self._phase is Phase.HEAD:
             self._deadline = now() + self._door.options.header_timeout
+        if self._likeness is not None and self._phase is Phase.HEAD and not self._buffer and self._take_usual(data):
+            return
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
@@ -194,7 +196,7 @@ class ClientConnection:
         """Whether something was taken out of the buffer and there may be more."""
         try:
             if self._phase is Phase.HEAD:
-                return bool(self._buffer) and (self._read_usual() or self._read_head())
+                return bool(self._buffer) and self._read_head()
             if self._phase is Phase.BODY:
                 return self._read_body()
         except (MalformedRequest, HeaderTooLarge, BodyTooLarge, BufferFull) as error:
@@ -213,18 +215,30 @@ class ClientConnection:
             self._reading_paused = full
             (self._transport.pause_reading if full else self._transport.resume_reading)()
 
-    def _read_usual(self) -> bool:
-        """Take a head that is the last one's but for its length: all that was decided on that one holds."""
-        found = self._likeness.read(self._buffer) if self._likeness is not None else None
-        if found is None:
+    def _take_usual(self, data: bytes) -> bool:
+        """Take *data* for a whole request whose head is the last one's but for its length; False for anything else.
+
+        All that was decided on that head holds. What is refused goes the long way, and is refused there.
+        """
+        assert self._likeness is not None
+        assert self._usual is not None
+        found = self._likeness.read(data)
+        if found is None or self._writing_paused or self._leaving:
             return False
-        head = self._usual
-        assert head is not None
-        head.length, end = found
-        self._buffer = self._buffer[end:]
-        self._begin_body(head)
-        self._exchange = self._door.admit_again(head, self, self._request_id)
-        self._door.check_size(head, head.length)
+        length, end = found
+        door, head = self._door, self._usual
+        if end + length != len(data) or length > door.options.max_body or door.closing or not door.buffer.take(length):
+            return False
+        head.length, self._held = length, length
+        self._head = head
+        self._request_id = rewrite.request_id(head.fields.get(b"x-request-id"))
+        self._phase = Phase.BUSY
+        self._deadline = NEVER
+        try:
+            self._exchange = door.admit_again(head, self, self._request_id)
+            self._exchange.start(data[end:])
+        except Exception:  # a callback has no caller who would end the connection
+            self.broken()
         return True
 
     def _read_head(self) -> bool:
@@ -249,7 +263,7 @@ class ClientConnection:
         self._exchange = self._door.admit(head, self, self._request_id)
         self._door.check_size(head, head.length)
         # An origin was judged with its head, but stands on the connection: such a head is read anew each time.
-        if head.principal is not None and self.origin is None and not head.expects_continue:
+        if head.principal is not None and self.origin is None and head.keep_alive and not head.expects_continue:
             self._likeness, self._usual = Likeness.of(raw), head
         if head.expects_continue and head.has_body and not self._buffer:
             self._transport.write(_CONTINUE)
@@ -405,7 +419,8 @@ class ClientConnection:
         self.origin = None
         self._phase = Phase.HEAD
         self._await_head()
-        self._advance()
+        if self._buffer:
+            self._advance()
 
     def _await_head(self) -> None:
         options = self._door.options

@@ -103,11 +103,11 @@ class FrontDoor:
         require(principal, Action.INFER)
         fence.check_content_type(head)
         head.principal = principal
+        self.check_open()
         return self.admit_again(head, client, request_id)
 
     def admit_again(self, head: RequestHead, client: Client, request_id: str) -> Inference:
         """The exchange for another request with a head that was let in to a model already (it has a principal)."""
-        self.check_open()
         assert head.principal is not None
         return Inference(self, client, head, request_id, head.principal)
 

@@ -75,6 +75,25 @@ def comment_due(received_at: float, commented_at: float | None, keepalive_after:
 class Inference(Relay):
     """Lives from the end of the request to the end of its answer."""
 
+    # How each one begins, said once for all: most of it stays so for most requests.
+    _phase = Phase.NEW
+    _body = b""
+    _name = ""
+    _ticket = 0
+    _known = False
+    _seat: Seat | None = None
+    _lease: Lease | None = None
+    _request: Request | None = None
+    _lost: tuple[str, ...] = ()
+    _avoid: str | None = None
+    _shunned = NOBODY
+    _again_at: float | None = None
+    _commented_at: float | None = None
+    _open_status: int | None = None
+    _ends_in_event = False
+    _foreign: bytearray | None = None
+    _folded: FoldedAnswer | None = None
+
     def __init__(
         self, door: "FrontDoor", client: Client, head: RequestHead, request_id: str, principal: Principal = ANYBODY
     ) -> None:
@@ -83,24 +102,7 @@ class Inference(Relay):
         self._head = head
         self._shape, self._needs_slot, self._caches = INFERENCE[head.path]
         self._principal = principal
-        self._seat: Seat | None = None
         self._account = Account(request_id, head.path.decode("ascii"), key=principal.name or None)
-        self._phase = Phase.NEW
-        self._body = b""
-        self._name = ""
-        self._ticket = 0
-        self._known = False
-        self._lease: Lease | None = None
-        self._request: Request | None = None
-        self._lost: list[str] = []
-        self._avoid: str | None = None
-        self._shunned = NOBODY
-        self._again_at: float | None = None
-        self._commented_at: float | None = None
-        self._open_status: int | None = None
-        self._ends_in_event = False
-        self._foreign: bytearray | None = None
-        self._folded: FoldedAnswer | None = None
 
     def start(self, body: bytes) -> None:
         began = now()
@@ -149,8 +151,10 @@ class Inference(Relay):
     def _choose(self, routes: list[Route]) -> Route | None:
         """The worker that takes it now; None: it must wait."""
         free = takers(routes, slot=self._needs_slot, shunned=self._shunned)
+        if len(free) == len(routes) == 1:
+            return free[0]
         book = self._door.prefixes
-        if len(routes) > 1 and free and self._caches and book is not None:
+        if free and self._caches and book is not None:
             links = beginnings.links(self._account.model, self._body)
             if links:
                 return affinity.choose(book, links, free, excluding=self._avoid)
@@ -275,7 +279,7 @@ class Inference(Relay):
             return
         worker_id = self._account.worker_id or ""
         log.warning("worker_lost", worker_id=worker_id, request_id=self._account.request_id, reason=reason)
-        self._lost.append(worker_id)
+        self._lost += (worker_id,)
         if self._phase is Phase.ANSWERING:
             self._fail(WorkerLost(f"The worker went away in the middle of its answer ({reason})."))
         elif len(self._lost) >= MAX_LOSSES:

@@ -2,7 +2,7 @@
 folded. Pure."""
 
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rbee.core.routing import Route
 from rbee.gateway.asked import Asked
@@ -10,8 +10,7 @@ from rbee.gateway.folding import Folding, fold_for, values_for
 from rbee.gateway.respelling import respell
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """``folding`` is what the answer goes through; None: it passes as it comes."""
 
     body: bytes
@@ -20,6 +19,8 @@ class Outgoing:
 
 def for_worker(route: Route, path: bytes, wish: Asked, body: bytes) -> Outgoing:
     """*body* as that worker's engine is to get it. Raises MalformedRequest for one that cannot be changed."""
+    if not route.folds and (not route.served or wish.model in route.served):
+        return Outgoing(body)
     values: dict[str, bytes] = {}
     if route.served and wish.model not in route.served:
         values["model"] = json.dumps(route.served[0]).encode()

@@ -7,9 +7,8 @@ import asyncio
 import re
 import sys
 from collections.abc import Container
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 import httptools
 
@@ -36,8 +35,7 @@ STALE_LIMIT: Final = 0.05
 the upstream may have read the request, and worked on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request as it goes over the wire."""
 
     head: bytes
