@@ -54,7 +54,7 @@ def a_chunk(pool: Executor, proxy: Proxy, seconds: float, streams: int = 64, int
 
 def in_turn(proxies: Sequence[Proxy], rounds: int, measure: Measure) -> Iterator[tuple[int, dict[str, Cost]]]:
     """One round after the other, each proxy once a round and each round with another one first."""
-    for number in range(rounds):
+    for number in range(rounds if proxies else 0):
         first = number % len(proxies)
         yield number, {proxy.name: measure(proxy) for proxy in [*proxies[first:], *proxies[:first]]}
 
