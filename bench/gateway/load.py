@@ -301,14 +301,21 @@ async def _streams(loop: asyncio.AbstractEventLoop, plan: Streams, result: Resul
 
     async def listen(number: int) -> None:
         body = bodies[number % len(bodies)]
-        _, stream = await loop.create_connection(lambda: _Listening(result, body, ended), "127.0.0.1", plan.port)
-        open_ones.append(stream)
+        try:
+            _, stream = await loop.create_connection(lambda: _Listening(result, body, ended), "127.0.0.1", plan.port)
+        except OSError as error:
+            result.asked += 1
+            result.errors.append(f"not connected: {error!r}")
+            ended()
+        else:
+            open_ones.append(stream)
 
     begin = perf_counter()
     tasks = []
     for number in range(plan.streams):
         await asyncio.sleep(max(0.0, begin + number * plan.spread / plan.streams - perf_counter()))
         tasks.append(loop.create_task(listen(number)))
+    await asyncio.gather(*tasks)
     try:
         async with asyncio.timeout(plan.limit):
             await over.wait()

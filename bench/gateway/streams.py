@@ -1,7 +1,5 @@
 """Many streams at once through the gateway: their memory, their pace, and whether anything disturbs it."""
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +8,7 @@ from typing import Final
 
 from bench.gateway import load, payloads, proxies, rounds
 from bench.gateway.proxies import DIRECT, OURS, Proxy
-from bench.measure import MIB, Row, at_most, percentile, seconds_until, tcp
+from bench.measure import MIB, Row, at_most, percentile, seconds_until
 from tests.hives import Hive
 
 IDLE_STREAMS: Final = 1000
@@ -40,7 +38,7 @@ def gateway_streams(folder: Path) -> Iterator[Row]:
         pool.submit(load.run, load.Closed(proxy.port, WARM_UP)).result().check()
         before = proxy.rss_bytes()
         running = pool.submit(load.run, load.Streams(proxy.port, IDLE_STREAMS, 2, LONG_MS, 2.0, 6.0))
-        seconds_until(lambda: _open_streams(upstream) == IDLE_STREAMS, 10, 0.05)
+        seconds_until(lambda: proxies.open_streams(upstream) == IDLE_STREAMS, 10, 0.05)
         held = _most(running, proxy.rss_bytes)
         running.result()
         extra = (held - before) / MIB
@@ -63,14 +61,6 @@ def gateway_scale(folder: Path) -> Iterator[Row]:
     yield Row(f"{CROWD} streams at a chunk a second: lost", found, "none", none)
     gap = percentile(result.took, 99) if result.took else float("inf")
     yield at_most(f"{CROWD} streams at a chunk a second: p99 gap", gap, 1.5, "s", max(result.took, default=0.0))
-
-
-def _open_streams(port: int) -> int:
-    """How many the stub has open."""
-    connection = tcp(port)
-    with contextlib.closing(connection):
-        connection.request("GET", "/streams")
-        return int(json.load(connection.getresponse())["open"])
 
 
 def _long(proxy: Proxy, running: "Future[load.Result]") -> Row:
