@@ -39,7 +39,7 @@ def test_streams_bring_every_event(port: int) -> None:
     assert result.events == 20 * (5 + payloads.EVENTS_AT_END)
 
 
-def test_a_stream_without_an_interval_comes_whole_though_it_fills_every_buffer(port: int) -> None:
+def test_a_stream_without_an_interval_comes_whole(port: int) -> None:
     result = load.run(load.Streams(port, streams=1, chunks=20_000, interval_ms=0, spread=0, limit=30)).check()
     assert result.events == 20_000 + payloads.EVENTS_AT_END
 
