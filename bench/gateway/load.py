@@ -8,6 +8,7 @@ import ctypes
 import os
 import struct
 from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -33,12 +34,15 @@ class Closed:
 
 @dataclass(frozen=True)
 class Open:
-    """*rate* requests a second for *seconds*, whatever becomes of those before."""
+    """*rate* requests a second for *seconds*, whatever becomes of those before.
+
+    One that finds all *connections* busy goes out late, and its time counts from when it was due.
+    """
 
     port: int
     rate: float
     seconds: float
-    connections: int = 64
+    connections: int = 128
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class _Asking(asyncio.Protocol):
         self._then = then
         self._due = 0.0
         self._busy = False
+        self._data, self._end = b"", 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -181,41 +186,33 @@ async def _closed(loop: asyncio.AbstractEventLoop, plan: Closed, result: Result)
 async def _open(loop: asyncio.AbstractEventLoop, plan: Open, result: Result) -> None:
     """The kernel's timer wakes for each request: those of the loop step by a millisecond."""
     bodies = payloads.requests(plan.port)
-    total, ended = int(plan.rate * plan.seconds), asyncio.Event()
-    idle: list[_Asking] = []
+    total, sent, ended = int(plan.rate * plan.seconds), 0, asyncio.Event()
+    overdue: deque[float] = deque()
 
     def then(client: _Asking) -> None:
-        if not client.transport.is_closing():
-            idle.append(client)
-        if result.answered + len(result.errors) >= total:
+        if overdue:
+            client.ask(bodies[result.asked % len(bodies)], overdue.popleft())
+            return
+        idle.append(client)
+        if sent == total and len(idle) == plan.connections:
             ended.set()
 
-    clients = [await _connect(loop, plan.port, lambda: _Asking(result, then)) for _ in range(plan.connections)]
-    idle += clients
-    waiting: list[float] = []
-    timer = _kernel_timer(1 / plan.rate)
-    start, sent = perf_counter(), 0
-
-    async def ask_on_a_new_one(due: float) -> None:
-        client = await _connect(loop, plan.port, lambda: _Asking(result, then))
-        clients.append(client)
-        client.ask(bodies[0], due)
-
-    def due() -> None:
+    def wake() -> None:
         nonlocal sent
         os.read(timer, 8)
         now = perf_counter()
-        while sent < total and start + sent / plan.rate <= now:
-            at = start + sent / plan.rate
+        while sent < total and (due := start + sent / plan.rate) <= now:
             sent += 1
             if idle:
-                idle.pop().ask(bodies[sent % len(bodies)], at)
+                idle.pop().ask(bodies[result.asked % len(bodies)], due)
             else:
-                waiting.append(at)
-                tasks.append(loop.create_task(ask_on_a_new_one(at)))
+                overdue.append(due)
 
-    tasks: list[asyncio.Task[None]] = []
-    loop.add_reader(timer, due)
+    idle = [await _connect(loop, plan.port, lambda: _Asking(result, then)) for _ in range(plan.connections)]
+    clients = list(idle)
+    timer = _kernel_timer(1 / plan.rate)
+    start = perf_counter()
+    loop.add_reader(timer, wake)
     try:
         async with asyncio.timeout(plan.seconds + PATIENCE):
             await ended.wait()
@@ -304,14 +301,21 @@ async def _streams(loop: asyncio.AbstractEventLoop, plan: Streams, result: Resul
 
     async def listen(number: int) -> None:
         body = bodies[number % len(bodies)]
-        _, stream = await loop.create_connection(lambda: _Listening(result, body, ended), "127.0.0.1", plan.port)
-        open_ones.append(stream)
+        try:
+            _, stream = await loop.create_connection(lambda: _Listening(result, body, ended), "127.0.0.1", plan.port)
+        except OSError as error:
+            result.asked += 1
+            result.errors.append(f"not connected: {error!r}")
+            ended()
+        else:
+            open_ones.append(stream)
 
     begin = perf_counter()
     tasks = []
     for number in range(plan.streams):
         await asyncio.sleep(max(0.0, begin + number * plan.spread / plan.streams - perf_counter()))
         tasks.append(loop.create_task(listen(number)))
+    await asyncio.gather(*tasks)
     try:
         async with asyncio.timeout(plan.limit):
             await over.wait()

