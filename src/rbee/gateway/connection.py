@@ -301,6 +301,8 @@ class ClientConnection:
                 self._close = True
         if self.origin is not None:
             lines += fence.origin_headers(self.origin)
+        elif self._door.options.cors_origins:
+            lines.append(fence.VARY)
         if self._close:
             lines.append((b"connection", b"close"))
         elif head is not None and head.minor == 0:
