@@ -340,6 +340,8 @@ class ClientConnection:
                 self._close = True
         if self.origin is not None:
             framing += fence.origin_lines(self.origin)
+        elif self._door.options.cors_origins:
+            framing += fence.VARY
         if self._close:
             framing += b"connection: close\r\n"
         elif head is not None and head.minor == 0:

@@ -13,6 +13,8 @@ _LOOPBACK: Final = re.compile(
 _PORT: Final = re.compile(rb":[0-9]{1,5}$")
 _JSON: Final = re.compile(rb"application/(?:[a-z0-9!#$&^_.-]+\+)?json[ \t]*(?:;.*)?", re.DOTALL)
 _SHOWN: Final = 100
+VARY: Final = b"vary: origin\r\n"
+"""Where some origins may read answers: a cache must not give one origin the answer to another, or to none."""
 
 
 def check_host(head: RequestHead, allowed: tuple[str, ...]) -> None:
@@ -70,7 +72,7 @@ def origin_lines(origin: bytes) -> bytes:
     return (
         b"access-control-allow-origin: %b\r\n"
         b"access-control-expose-headers: x-request-id, x-rbee-worker, x-rbee-queue-ms, retry-after\r\n"
-        b"vary: origin\r\n" % origin
+        b"%b" % (origin, VARY)
     )
 
 
