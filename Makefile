@@ -43,11 +43,12 @@ chaos: ## Faults at random into a hive that serves, and the table of what came o
 	@scripts/tools
 	@PATH="$$PATH:$$(scripts/tools --path)" $(PY) -m tests.chaos.main --faults $(FAULTS) --stages $(STAGES) $(if $(SEED),--seed $(SEED))
 
-fuzz: ## Damaged headers of models into the reader of them, by two engines, and damaged requests into the gateway's parsers (INPUTS=1000: so many each; SEED=123)
+fuzz: ## Damaged headers of models, requests and their bodies into their readers (INPUTS=1000: so many each; SEED=123)
 	@scripts/venv dev
 	@scripts/fuzz
 	.tools/fuzz/bin/python -m tests.fuzz.gguf_header --inputs $(INPUTS) $(if $(SEED),--seed $(SEED))
 	INPUTS=$(INPUTS) $(PY) -m pytest -q -s --timeout=0 -o faulthandler_timeout=0 tests/property/test_gguf.py tests/property/test_gateway_parsers.py
+	INPUTS=$(INPUTS) $(if $(SEED),SEED=$(SEED)) $(PY) -m pytest -q --timeout=0 tests/property/test_asked.py
 
 lock: ## Write the lock files again (UPGRADE=1: with the newest versions)
 	@scripts/lock

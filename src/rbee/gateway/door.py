@@ -199,6 +199,12 @@ class FrontDoor:
             if self.room.first_for(route) is request:
                 return
 
+    def wake_rested(self, now: float) -> None:
+        """Those whose pause after a failure is over go on in their order, not in that of the ticks."""
+        for request in self.room:
+            if request.ends_rest(now):
+                _wake(request)
+
     def _wake_all(self) -> None:
         for request in self.room:
             _wake(request)

@@ -366,9 +366,15 @@ class Inference(Relay):
             message = f"No worker of '{self._name}' had a free slot within {timeout:g} s. Try again later."
             self._fail(QueueTimeout(message, retry_after=self._door.room.expected_wait(self._account.model)))
         elif self._again_at is not None and now >= self._again_at:
-            self._again_at = None
-            self._shunned = NOBODY
-            self._route()
+            self._door.wake_rested(now)
+
+    def ends_rest(self, now: float) -> bool:
+        """Whether those that failed it have had their time: then it may go to any again."""
+        if self._again_at is None or now < self._again_at:
+            return False
+        self._again_at = None
+        self._shunned = NOBODY
+        return True
 
     def _comment(self, now: float) -> None:
         if self._commented_at is None:

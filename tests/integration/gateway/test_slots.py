@@ -159,6 +159,21 @@ async def test_counting_tokens_waits_for_no_slot_and_takes_none(house):
     held.let_go(2)
 
 
+async def test_tokens_that_are_being_counted_leave_the_slot_to_others(house):
+    held = Held()
+
+    async def hold_counts(call):
+        await (held if call.request.path.endswith("count_tokens") else answer_json)(call)
+
+    await house.worker(answer=hold_counts, slots=1)
+    counting = await house.client()
+    counting.post(CHAT, "/v1/messages/count_tokens")
+    await until(lambda: house.gateway.in_flight() == {"synthetic:a": 1})
+    assert (await house.ask(post(CHAT))).status == 200
+    held.let_go()
+    assert (await counting.answer()).status == 200
+
+
 async def test_lost_request_goes_before_those_that_came_later(house):
     """Its worker dies; the other one's next slot is for it."""
     dying, held = asyncio.Event(), Held()

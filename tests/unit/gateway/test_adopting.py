@@ -11,6 +11,7 @@ from rbee.gateway.exchange import now
 from rbee.gateway.head import parse_head
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
+from rbee.gateway.upstream import AnswerHead
 from tests.unit.gateway.test_inference import FakeClient, FakePool
 
 HEAD = parse_head(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -156,3 +157,17 @@ def test_slot_that_is_given_back_wakes_the_first_in_the_line_and_nobody_else():
     first.drop(499)
     assert hall.pool.asked == [first, waiting[0]]
     assert woken == waiting[:1]
+
+
+def test_those_who_come_back_go_on_in_their_order_whoever_is_looked_at_first():
+    hall = Hall()
+    hall.place("w1", slots=1)
+    first, second = hall.ask(), hall.ask()
+    for request in (first, second):
+        request.answered(AnswerHead(503, [], 0), b"", done=True)
+    assert hall.pool.asked == [first, second]
+    later = now() + 1.0
+    second.tick(later)
+    first.tick(later)
+    assert hall.pool.asked == [first, second, first]
+    assert hall.door.waiting() == {"m": 1}

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from rbee.core.auth import AuthPolicy, Principal, Role
 from rbee.core.errors import NoReadyWorker, WorkerLost
+from rbee.core.queueing import RETRY_AFTER
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.gateway.door import FrontDoor
 from rbee.gateway.exchange import now
@@ -327,3 +328,38 @@ def test_answer_that_broke_off_is_not_complete():
     assert not story.request._account.complete
     whole = told(Standing.READY, ("head", (200, JSON, 9, True)))
     assert whole.request._account.complete
+
+
+LOADING = ("head", (503, JSON, 9, True))
+
+
+def test_worker_that_says_it_loads_is_left_for_another_at_once():
+    story = told(Standing.READY, ("route", ("w2", Standing.READY)), LOADING)
+    assert story.worker() is not None
+    assert story.request._account.worker_id == "w2"
+
+
+def test_workers_that_all_say_they_load_are_asked_once_each_until_their_time_is_over():
+    story = told(Standing.READY, ("route", ("w2", Standing.READY)), LOADING, LOADING)
+    assert story.worker() is None
+    assert len(story.pool.asked) == 2
+    story.take(("time", 0.3))
+    assert story.worker() is not None
+
+
+def test_full_worker_gets_no_second_request_and_the_first_in_line_gets_the_slot():
+    story = told(Standing.READY)
+    second = Inference(story.door, FakeClient(), HEAD, "id-2")
+    second.start(b'{"model":"m"}')
+    assert story.door.waiting() == {"m": 1}
+    assert len(story.pool.asked) == 1
+    story.take(("head", (200, JSON, 9, True)))
+    assert [upstream.asker for upstream in story.pool.asked] == [story.request, second]
+    second.drop(499)
+
+
+def test_only_answered_requests_tell_how_long_a_slot_is_held():
+    story = told(Standing.READY, ("route", ("w2", Standing.READY)), LOST)
+    assert story.door.room.expected_wait("m") == RETRY_AFTER
+    story.take(("head", (200, JSON, 9, True)))
+    assert story.door.room.expected_wait("m") == 1.0
