@@ -198,6 +198,11 @@ def test_usage_inside_of_what_the_model_says_is_not_believed(lie, text):
     assert told_by({"usage": {"input_tokens": 5}, "content": [lie, {"filler": text}, lie]}) == Told(5)
 
 
+@pytest.mark.parametrize("text", ["", FILLER], ids=["short", "long"])
+def test_name_that_ends_like_a_key_is_not_one(text):
+    assert told_by({"filler": text, 'so called "usage': {"prompt_tokens": 1}, 'a "status': "lie"}) == Told()
+
+
 def test_long_answer_that_broke_off_at_a_lie_is_not_believed():
     value = json.dumps({"content": [{"text": FILLER}, {"input": {"usage": {"input_tokens": 5}}}]}).encode()
     for cut in range(len(value) - 8, len(value)):
