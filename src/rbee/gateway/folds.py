@@ -108,8 +108,8 @@ class _Choice:
             value.pop("logprobs", None)
         if not is_chat:
             return value | {"text": ""} | self._pieces.joined()
-        # llama.cpp tells an empty text, unless there are calls instead.
-        message = self._message | {"content": None if self._calls else ""} | self._pieces.joined()
+        # A stream without a text starts with null, and llama.cpp's answer in one piece then has an empty one.
+        message = self._message | {"content": ""} | self._pieces.joined()
         if self._calls:
             message["tool_calls"] = [self._calls[index].value() for index in sorted(self._calls)]
         return value | {"message": message}

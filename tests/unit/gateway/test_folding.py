@@ -85,7 +85,7 @@ def test_tool_calls_are_joined_by_their_index():
         chat(delta(tool_calls=[{"index": 0, "function": {"arguments": "1}"}}])),
         chat(delta(finish="tool_calls")),
     )
-    assert choice["message"]["content"] is None
+    assert choice["message"]["content"] == ""
     assert choice["message"]["tool_calls"] == [
         {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
         {"id": "c1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
