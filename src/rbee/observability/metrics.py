@@ -17,19 +17,13 @@ from prometheus_client.registry import Collector
 from rbee.core.admission import Resource
 from rbee.core.exits import ExitReason
 from rbee.core.resources import MachineReading
-from rbee.core.usage import Usage
 from rbee.core.worker import WorkerState
 from rbee.hive.journal import Transition
 from rbee.hive.registry import Record, Registry
+from rbee.observability.inference import DURATION_BUCKETS, InferenceCounts
 
-_DURATION_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_FIRST_TOKEN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_SPEED_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 _LOAD_BUCKETS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
-_OVERHEAD_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 _SIGKILL: Final = 9
-COUNTS_ONLY: Final = "/v1/messages/count_tokens"
-"""What it tells of a prompt's tokens is the answer: no model has read them."""
 SHOWN_STATES: Final = ("starting", "loading", "idle", "busy", "draining", "stopping", "backoff", "failed")
 
 
@@ -54,9 +48,9 @@ class Metrics:
     def __init__(self, version: str) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._declare_hive(version)
-        self._declare_inference()
-        self._models: dict[str, _OfModel] = {}
-        self._kinds: dict[tuple[str, str, int], Counter] = {}
+        inference = InferenceCounts()
+        self._registry.register(inference)
+        self.used = inference.used
 
     def _declare_hive(self, version: str) -> None:
         own = self._registry
@@ -79,7 +73,7 @@ class Metrics:
         self._shutdown = Histogram(
             "rbee_hive_shutdown_duration_seconds",
             "From the first signal until no worker was left to stop.",
-            buckets=_DURATION_BUCKETS,
+            buckets=DURATION_BUCKETS,
             registry=own,
         )
         self._load = Histogram(
@@ -88,37 +82,6 @@ class Metrics:
             ["model"],
             buckets=_LOAD_BUCKETS,
             registry=own,
-        )
-
-    def _declare_inference(self) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"rbee_hive_inference_{name}", text, ["model"], buckets=buckets, registry=self._registry)
-
-        self._requests = Counter(
-            "rbee_hive_inference_requests_total",
-            "Finished inference requests.",
-            ["model", "endpoint", "status"],
-            registry=self._registry,
-        )
-        self._duration = histogram("duration_seconds", "From request to the end of the answer.", _DURATION_BUCKETS)
-        self._first = histogram(
-            "time_to_first_token_seconds", "From request to the first byte of a streamed answer.", _FIRST_TOKEN_BUCKETS
-        )
-        self._speed = histogram(
-            "tokens_per_second", "Generated tokens of a request by the time of their generation.", _SPEED_BUCKETS
-        )
-        self._queue = histogram("queue_seconds", "Time spent waiting for a worker.", _DURATION_BUCKETS)
-        self._tokens = Counter(
-            "rbee_hive_inference_tokens_total",
-            "Tokens as the answers tell them.",
-            ["model", "kind"],
-            registry=self._registry,
-        )
-        self._overhead = Histogram(
-            "rbee_hive_gateway_overhead_seconds",
-            "The gateway's own time in a request, queue and worker excluded.",
-            buckets=_OVERHEAD_BUCKETS,
-            registry=self._registry,
         )
 
     def watch(self, sources: Sources) -> None:
@@ -150,67 +113,6 @@ class Metrics:
 
     def shut_down(self, seconds: float) -> None:
         self._shutdown.observe(seconds)
-
-    def used(self, usage: Usage) -> None:
-        """Count one finished request."""
-        of_model = self._models.get(usage.model) or self._of_model(usage.model)
-        # The library looks a series up by its labels under a lock; here that is done once for each.
-        kind = (usage.model, usage.endpoint, usage.status)
-        requests = self._kinds.get(kind)
-        if requests is None:
-            requests = self._kinds[kind] = self._requests.labels(usage.model, usage.endpoint, str(usage.status))
-        requests.inc()
-        of_model.duration.observe(usage.duration_seconds)
-        of_model.queue.observe(usage.queue_seconds)
-        if usage.stream and usage.first_byte_seconds is not None:
-            of_model.first.observe(usage.first_byte_seconds)
-        if usage.overhead_seconds is not None:
-            self._overhead.observe(usage.overhead_seconds)
-        if usage.endpoint != COUNTS_ONLY:
-            of_model.count_tokens(usage)
-
-    def _of_model(self, model: str) -> "_OfModel":
-        found = self._models[model] = _OfModel(
-            self._duration.labels(model),
-            self._queue.labels(model),
-            self._first.labels(model),
-            self._speed.labels(model),
-            lambda kind: self._tokens.labels(model, kind),
-        )
-        return found
-
-
-class _OfModel:
-    """The series of one model. Those of tokens come with the first count that an engine tells."""
-
-    __slots__ = ("_counted", "_counter_of", "duration", "first", "queue", "speed")
-
-    def __init__(
-        self,
-        duration: Histogram,
-        queue: Histogram,
-        first: Histogram,
-        speed: Histogram,
-        counter_of: Callable[[str], Counter],
-    ) -> None:
-        self.duration, self.queue, self.first, self.speed = duration, queue, first, speed
-        self._counter_of = counter_of
-        self._counted: dict[str, Counter] = {}
-
-    def count_tokens(self, usage: Usage) -> None:
-        self._count("prompt", usage.prompt_tokens)
-        self._count("generated", usage.generated_tokens)
-        self._count("cached", usage.cached_tokens)
-        if usage.tokens_per_second is not None:
-            self.speed.observe(usage.tokens_per_second)
-
-    def _count(self, kind: str, count: int | None) -> None:
-        if count is None:
-            return
-        counter = self._counted.get(kind)
-        if counter is None:
-            counter = self._counted[kind] = self._counter_of(kind)
-        counter.inc(count)
 
 
 class _Constant(Collector):
