@@ -101,6 +101,15 @@ async def test_origin_of_one_request_is_not_that_of_the_next(cors_house):
     assert "access-control-allow-origin" not in third.headers
 
 
+async def test_origin_of_one_request_is_not_that_of_a_next_one_that_cannot_be_read(cors_house):
+    client = await cors_house.client()
+    client.send(get("/livez", LINE) + b"GET / HTTP/9\r\n\r\n")
+    assert (await client.answer()).status == 200
+    broken = await client.answer()
+    assert broken.status == 400
+    assert "access-control-allow-origin" not in broken.headers
+
+
 async def test_host_of_somebody_else_is_not_read_by_an_allowed_page_either(cors_house):
     """A name that an attacker made to point here."""
     answer = await cors_house.ask(get("/livez", LINE, host="evil.example"))

@@ -143,5 +143,6 @@ async def test_body_in_tiny_pieces_takes_no_more_than_it_has(house):
     for _ in range(400_000):
         connection.data_received(b"xy")
     assert house.gateway.buffer.used == 800_000
-    assert len(connection._parts) < 400
+    count = len(connection._parts)  # a failure that shows all of them takes minutes
+    assert count < 400
     connection.connection_lost(None)
