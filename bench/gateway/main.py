@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from bench.gateway import price, proxies, rounds
+from bench.gateway.proxies import HAPROXY, OURS
 
 REQUESTS = 4000
 SECONDS = 2.0
@@ -37,7 +38,7 @@ def print_table() -> None:
 
 
 def print_rounds(chosen: argparse.Namespace) -> None:
-    names = [proxies.HAPROXY, proxies.OURS, *chosen.others]
+    names = [HAPROXY, OURS, *chosen.others]
     with (
         tempfile.TemporaryDirectory(prefix="rbee-bench-") as folder,
         proxies.standing(Path(folder), names) as found,
@@ -57,8 +58,8 @@ def print_rounds(chosen: argparse.Namespace) -> None:
             line = "   ".join(f"{name} {cost.micros:.1f} us ({cost.rate:.0f}/s)" for name, cost in costs.items())
             print(f"{number}: {line}", flush=True)
         for name in found:
-            ratio = rounds.median_ratio(taken, name, proxies.HAPROXY)
-            print(f"{name}: {rounds.median_micros(taken, name):.1f} us, {ratio:.2f} x {proxies.HAPROXY}")
+            beside = f", {rounds.median_ratio(taken, name, HAPROXY):.2f} x {HAPROXY}" if HAPROXY in found else ""
+            print(f"{name}: {rounds.median_micros(taken, name):.1f} us{beside}")
 
 
 if __name__ == "__main__":

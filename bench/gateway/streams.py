@@ -41,8 +41,8 @@ def gateway_streams(folder: Path) -> Iterator[Row]:
         seconds_until(lambda: proxies.open_streams(upstream) == IDLE_STREAMS, 10, 0.05)
         held = _most(running, proxy.rss_bytes)
         running.result()
-        extra = (held - before) / MIB
-        yield at_most(f"memory of {IDLE_STREAMS} open idle streams, over {before / MIB:.0f} MiB", extra, 60, "MiB")
+        extra = (held - before) / 1e6
+        yield at_most(f"memory of {IDLE_STREAMS} open idle streams, over {before / 1e6:.0f} MB", extra, 60, "MB")
         yield _long(proxy, pool.submit(load.run, load.Streams(proxy.port, 1, LONG_STREAM, 0, 0.0, 120.0)))
         plan = load.Streams(proxy.port, PACED, int(5 * STRETCH * 1000 / PACE_MS), PACE_MS, PACE_MS / 1000, 60.0)
         yield from _disturbed(proxy, pool.submit(load.run, plan))
