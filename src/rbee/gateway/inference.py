@@ -235,7 +235,10 @@ class Inference(Relay):
             self.answered(None, framed[start:-2], done=False)
             return
         self._activity.relayed_bytes += len(framed)
-        self._account.adds(framed[start:-2], 0.0 if self._account.first_byte_at is not None else now())
+        account = self._account
+        if account.first_byte_at is None:
+            account.first_byte_at = now()
+        account.sample.add(framed[start:-2])
         self.client.send_chunk(framed, start)
 
     def _hear(self, head: AnswerHead) -> bool:
