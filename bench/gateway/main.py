@@ -1,15 +1,15 @@
 """A quick look at one figure: what our gateway costs beside HAProxy.
 
 ``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams,
-each at its own moment; ``heaps``: of all of them at the same moments; ``table``: every peer and every figure, in four
-minutes.
+each at its own moment; ``heaps``: of all of them at the same moments; ``steps``: our own code alone, without sockets;
+``table``: every peer and every figure, in four minutes.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from bench.gateway import price, proxies, rounds
+from bench.gateway import price, proxies, rounds, steps
 from bench.gateway.proxies import HAPROXY, OURS
 
 REQUESTS = 4000
@@ -18,7 +18,7 @@ SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["json", "open", "chunks", "heaps", "table"])
+    parser.add_argument("what", choices=["json", "open", "chunks", "heaps", "steps", "table"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32, help="of json")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second of open")
@@ -26,6 +26,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.what == "table":
         print_table()
+    elif chosen.what == "steps":
+        print_steps()
     else:
         print_rounds(chosen)
 
@@ -36,6 +38,12 @@ def print_table() -> None:
     rule = ["---" for _ in price.HEADINGS]
     for line in (price.HEADINGS, rule, *price.lines(found)):
         print(f"| {' | '.join(line)} |")
+
+
+def print_steps() -> None:
+    for workers in (1, 2):
+        request, chunk = steps.steps(workers)
+        print(f"{workers} worker(s) of the model: {request:.1f} us of Python a JSON request, {chunk:.2f} us a chunk")
 
 
 def print_rounds(chosen: argparse.Namespace) -> None:
