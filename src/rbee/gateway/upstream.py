@@ -248,7 +248,7 @@ class Upstream(asyncio.Protocol):
         assert self._likeness is not None
         assert self._usual is not None
         found = self._likeness.read(data)
-        if found is None or found[0] + found[1] != len(data):
+        if found is None or found[0] + found[1] != len(data) or self._is_head_request:
             return False
         head, self._asker = self._usual, None
         head.length = found[0]
