@@ -58,7 +58,6 @@ async def test_method_that_the_control_api_cannot_parse_is_refused_in_our_shape(
     answer = await house.ask(get("/v1/workers", method="FOO"))
     assert (answer.status, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     assert "'FOO'" in answer.json()["error"]["message"]
-    assert not house.control.calls
 
 
 @pytest.mark.parametrize(
