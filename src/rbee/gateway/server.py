@@ -158,6 +158,7 @@ class Gateway(FrontDoor):
                 connection.tick(time)
             self._tick_crowd()
             self.pool.sweep(time)
+            self.log.settle()
         finally:
             if self._connections or len(self.pool):
                 self._arm()

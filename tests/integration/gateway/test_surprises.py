@@ -20,7 +20,7 @@ def fail(*_, **__):
 async def careless_house(make_house):
     """Its usage sink takes nothing."""
     house = await make_house()
-    house.gateway.usage = fail
+    house.gateway.log.sink = fail
     return house
 
 
