@@ -48,6 +48,12 @@ class Transport:
     def can_write_eof(self):
         return True
 
+    def get_extra_info(self, name):
+        return None
+
+    def get_write_buffer_size(self):
+        return 0
+
     def pause_reading(self): ...
     def resume_reading(self): ...
 
@@ -208,20 +214,25 @@ def in_pieces(requests, cuts, together):
     cuts=st.lists(st.integers(0, 10**6), max_size=4),
     together=st.sets(st.integers(0, 11), max_size=4),
     answered_every=st.integers(0, 3),
+    deaf=st.sets(st.integers(1, 12), max_size=3),
 )
-@example(requests=posts(b"1.1", TEXT, b"%d", [b"", ASK]), cuts=[], together=set(), answered_every=0)
-@example(requests=HIDDEN, cuts=[len(HIDDEN[0][1]) - len(WHOLE)], together=set(), answered_every=0)
-@example(requests=[*ODD, *ODD], cuts=[len(WHOLE) + 1], together=set(), answered_every=0)
-def test_requests_on_one_connection_are_each_what_they_are_alone(requests, cuts, together, answered_every):
-    """Answers come at once (*answered_every* is 0), or after so many pieces."""
+@example(requests=posts(b"1.1", TEXT, b"%d", [b"", ASK]), cuts=[], together=set(), answered_every=0, deaf=set())
+@example(requests=HIDDEN, cuts=[len(HIDDEN[0][1]) - len(WHOLE)], together=set(), answered_every=0, deaf=set())
+@example(requests=[*ODD, *ODD], cuts=[len(WHOLE) + 1], together=set(), answered_every=0, deaf=set())
+def test_requests_on_one_connection_are_each_what_they_are_alone(requests, cuts, together, answered_every, deaf):
+    """Answers come at once (*answered_every* is 0), or after so many pieces; the client reads none at *deaf* ones."""
     pool = Pool(at_once=not answered_every)
     door = opened(pool)
     connection, transport = connected(door)
     for place, piece in enumerate(in_pieces(requests, cuts, together), 1):
+        if place in deaf:
+            connection.pause_writing()
         if not transport.closed:
             connection.data_received(piece)
         if answered_every and place % answered_every == 0:
             pool.answer()
+        if place in deaf:
+            connection.resume_writing()
     pool.answer()
     written = transport.written.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     found = answers(written, [method for method, _ in requests])

@@ -266,7 +266,8 @@ class ClientConnection:
         # without a body was let in whatever its content type is.
         usual = head.has_body and head.keep_alive and not head.expects_continue
         if usual and head.principal is not None and self.origin is None:
-            self._likeness, self._usual = Likeness.of(raw), head
+            self._likeness = Likeness.of(raw)
+            self._usual = head if self._likeness is not None else None
         if head.expects_continue and head.has_body and not self._buffer:
             self._transport.write(_CONTINUE)
         return True

@@ -25,6 +25,10 @@ from rbee.gateway.upstream import Pool
 RETRY_AFTER: Final = 5.0
 """Seconds; a hive that stops may be started again."""
 
+_METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"))
+"""What the control API is asked with: its parser calls a method that it does not know an invalid request, in no shape
+of ours, and ends the connection."""
+
 
 class Buffer:
     """Bytes of request bodies in memory, all requests together."""
@@ -123,6 +127,9 @@ class FrontDoor:
         # Strangers are refused by their head: a body would take room before the control API could ask for a key.
         if head.path not in BODYLESS:
             require_known(self._principal(head))
+        if head.method not in _METHODS:
+            method = head.method.decode("ascii")
+            raise MethodNotAllowed(f"The method '{method}' is not known here.", allow="GET, POST, DELETE")
         fence.check_content_type(head)
         if not self.control_up:
             raise control_unavailable()

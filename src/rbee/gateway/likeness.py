@@ -6,6 +6,9 @@ from typing import Final
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
 _MAX_DIGITS: Final = 18
 
+LARGEST: Final = 8192
+"""Bytes of a head that is kept: connections that only wait would hold a header's limit, each more than once."""
+
 
 class Likeness:
     """What a whole head with one Content-Length says beside the digits of it.
@@ -22,7 +25,12 @@ class Likeness:
 
     @classmethod
     def of(cls, head: bytes) -> "Likeness | None":
-        """The likeness of *head*, up to and with its empty line; None where it has no length, or more than one."""
+        """The likeness of *head*, up to and with its empty line.
+
+        None where it has no length, or more than one, or is too large to be kept.
+        """
+        if len(head) > LARGEST:
+            return None
         found = _LENGTH.search(head)
         # A search from its last byte on: two of them may share the line's end between them.
         if found is None or _LENGTH.search(head, found.end() - 2) is not None:

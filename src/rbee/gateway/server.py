@@ -79,6 +79,7 @@ class Gateway(FrontDoor):
                 connection.abort()
             await self._await_aborted()
         self.pool.close()
+        self.log.settle()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None

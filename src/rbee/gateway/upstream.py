@@ -245,7 +245,7 @@ class Upstream(asyncio.Protocol):
         assert self._likeness is not None
         assert self._usual is not None
         found = self._likeness.read(data)
-        if found is None or found[0] + found[1] != len(data):
+        if found is None or found[0] + found[1] != len(data) or self._is_head_request:
             return False
         head, self._asker = self._usual, None
         head.length = found[0]
@@ -281,7 +281,8 @@ class Upstream(asyncio.Protocol):
         end = data.find(b"\r\n\r\n") + 4
         # The parser takes some line ends that we do not look for: its head must have ended where we believe.
         if data.startswith(b"HTTP/1.1 200 ") and head.length is not None and end + head.length == len(data):
-            self._likeness, self._usual = Likeness.of(data[:end]), head
+            self._likeness = Likeness.of(data[:end])
+            self._usual = head if self._likeness is not None else None
 
     def _deliver(self) -> None:
         head, self._head = self._head, None

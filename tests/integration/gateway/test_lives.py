@@ -105,3 +105,15 @@ async def test_stream_that_waits_for_adoption_gets_signs_of_life_and_then_its_40
     assert await client.chunk() == b": waiting\n\n"
     house.gateway.adopting = False
     assert b"model_not_found" in await client.chunk()
+
+
+async def test_usage_of_the_last_requests_is_told_before_the_gateway_has_closed(make_house):
+    house = await make_house()
+    await house.worker()
+    told = []
+    house.gateway.log.sink = told.append
+    await house.ask(post({"model": "synthetic:a"}))
+    for client in house.clients:
+        client.leave()
+    await house.gateway.close(5.0)
+    assert [usage.status for usage in told] == [200]

@@ -54,6 +54,12 @@ async def test_other_method_on_an_inference_path(house):
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
+async def test_method_that_the_control_api_cannot_parse_is_refused_in_our_shape(house):
+    answer = await house.ask(get("/v1/workers", method="FOO"))
+    assert (answer.status, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert "'FOO'" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "raw",
     [get(host="evil.example"), get("/v1/workers", host="evil.example"), post(CHAT).replace(b"localhost", b"evil")],

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from rbee.core.errors import MalformedRequest
 from rbee.gateway.head import parse_head
-from rbee.gateway.likeness import Likeness
+from rbee.gateway.likeness import LARGEST, Likeness
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\nAccept: */*\r\n\r\n"
 
@@ -50,9 +50,10 @@ def test_any_other_head_is_not_alike(other):
         b"GET / HTTP/1.1\r\nContent-Length: 1\r\nHost: a\r\ncontent-length:2\r\n\r\n",
         b"GET / HTTP/1.1\r\nX-Content-Length: 1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nX: " + b"x" * LARGEST + b"\r\n\r\n", id="large"),
     ],
 )
-def test_head_without_exactly_one_length_has_no_likeness(head):
+def test_head_without_exactly_one_length_or_too_large_has_no_likeness(head):
     assert Likeness.of(head) is None
 
 
