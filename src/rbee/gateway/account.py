@@ -38,6 +38,8 @@ class Account:
     complete: bool = False
     """Whether the worker has sent all of its answer."""
     cancelled: bool = False
+    error: str | None = None
+    """Code of the error that ended it."""
     sample: tally.Sample = field(default_factory=tally.Sample)
 
     def receives(self, now: float, started_at: float = 0.0) -> None:
@@ -115,6 +117,7 @@ class Account:
             self.key,
             self.started_at,
             self.cancelled,
+            self.error,
         )
 
     def _first_byte_seconds(self) -> float | None:
