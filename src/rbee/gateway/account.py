@@ -84,7 +84,8 @@ class Account:
         return Underway(
             request_id=self.request_id,
             model=self.model,
-            worker_id=self.worker_id,
+            # Of one that is back in the queue, the worker that failed it has nothing any more.
+            worker_id=None if state is RequestState.WAITING else self.worker_id,
             endpoint=self.endpoint,
             stream=self.stream,
             key=self.key,

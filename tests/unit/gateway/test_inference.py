@@ -284,6 +284,13 @@ def test_ended_connection_of_a_workers_last_life_is_not_tried_again_at_its_old_a
     assert story.pool.addresses == [("h", 1), ("h", 2)]
 
 
+def test_lost_request_that_waits_again_is_shown_with_no_worker():
+    story = told(Standing.READY)
+    assert story.request.look(now()).worker_id == "w1"
+    story.take(LOST)
+    assert (story.request.look(now()).state, story.request.look(now()).worker_id) == ("waiting", None)
+
+
 def test_who_does_not_take_the_workers_key_is_not_the_worker_and_another_one_is_asked():
     story = told(Standing.READY, ("route", ("w2", Standing.READY)), ("head", (401, JSON, 9, True)))
     assert story.worker() is not None
@@ -329,7 +336,7 @@ def test_request_that_its_key_does_not_allow_is_counted_and_not_kept():
     ("body", "standing", "code"),
     [
         (b'{"model":"nobody"}', Standing.READY, "model_not_found"),
-        (b'{"model":"m"}', Standing.READY, "queue_full"),
+        (b'{"model":"w1"}', Standing.READY, "queue_full"),
         (b'{"model":"w2"}', Standing.OUT, "no_ready_worker"),
     ],
 )
@@ -339,8 +346,6 @@ def test_request_that_is_refused_at_once_pushes_nobody_out_of_the_record(body, s
     for request in others:
         request.start(b'{"model":"w1"}')
     client = FakeClient()
-    if code == "queue_full":
-        body = b'{"model":"w1"}'
     Inference(story.door, client, HEAD, "id-2").start(body)
     assert client.refused.code == code
     assert story.usages[-1].error == code
