@@ -49,7 +49,7 @@ class Open:
 class Streams:
     """*streams* that start evenly spread over *spread* seconds, each of *chunks* chunks *interval_ms* apart.
 
-    All are left where they are after *limit* seconds.
+    All are left where they are after *limit* seconds. *together*: the chunks of all of them come at the same moments.
     """
 
     port: int
@@ -58,6 +58,7 @@ class Streams:
     interval_ms: int
     spread: float
     limit: float
+    together: bool = False
 
 
 @dataclass
@@ -289,7 +290,7 @@ class _Listening(asyncio.Protocol):
 
 
 async def _streams(loop: asyncio.AbstractEventLoop, plan: Streams, result: Result) -> None:
-    bodies = payloads.requests(plan.port, plan.chunks, plan.interval_ms)
+    bodies = payloads.requests(plan.port, plan.chunks, plan.interval_ms, together=plan.together)
     left, over = plan.streams, asyncio.Event()
     open_ones: list[_Listening] = []
 

@@ -1,7 +1,8 @@
 """A quick look at one figure: what our gateway costs beside HAProxy.
 
-``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams;
-``table``: every peer and every figure, in three minutes.
+``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams,
+each at its own moment; ``heaps``: of all of them at the same moments; ``table``: every peer and every figure, in four
+minutes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["json", "open", "chunks", "table"])
+    parser.add_argument("what", choices=["json", "open", "chunks", "heaps", "table"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32, help="of json")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second of open")
@@ -50,7 +51,7 @@ def print_rounds(chosen: argparse.Namespace) -> None:
                 return rounds.a_request(pool, proxy, REQUESTS, chosen.connections)
             if chosen.what == "open":
                 return rounds.a_request_now_and_then(pool, proxy, SECONDS, chosen.rate)
-            return rounds.a_chunk(pool, proxy, SECONDS)
+            return rounds.a_chunk(pool, proxy, rounds.Paced(SECONDS, together=chosen.what == "heaps"))
 
         taken = []
         for number, costs in rounds.in_turn(list(found.values()), chosen.rounds, measure):

@@ -1,7 +1,7 @@
 """What goes over the wire when the gateway is measured: requests as clients write them, answers as llama.cpp does.
 
 A request says what it wants of the stub in fields that every proxy hands on: ``max_tokens`` is the number of
-chunks, ``seed`` the milliseconds between two of them.
+chunks, ``seed`` twice the milliseconds between two of them, and one more where all streams' chunks come together.
 """
 
 import json
@@ -35,7 +35,9 @@ _ABOUT: Final = {
 }
 
 
-def request(port: int, conversation: int = 0, chunks: int = 0, interval_ms: int = 0) -> bytes:
+def request(
+    port: int, conversation: int = 0, chunks: int = 0, interval_ms: int = 0, *, together: bool = False
+) -> bytes:
     """A chat completion, head and body: a stream of *chunks* chunks if there are any, else one JSON answer."""
     asked: dict[str, object] = {
         "model": MODEL,
@@ -45,7 +47,7 @@ def request(port: int, conversation: int = 0, chunks: int = 0, interval_ms: int 
         ],
         "temperature": 0.7,
         "max_tokens": chunks or 64,
-        "seed": interval_ms,
+        "seed": 2 * interval_ms + together,
     }
     if chunks:
         asked |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -64,9 +66,9 @@ def request(port: int, conversation: int = 0, chunks: int = 0, interval_ms: int 
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def requests(port: int, chunks: int = 0, interval_ms: int = 0) -> list[bytes]:
+def requests(port: int, chunks: int = 0, interval_ms: int = 0, *, together: bool = False) -> list[bytes]:
     """One of each conversation."""
-    return [request(port, number, chunks, interval_ms) for number in range(CONVERSATIONS)]
+    return [request(port, number, chunks, interval_ms, together=together) for number in range(CONVERSATIONS)]
 
 
 def json_answer(value: object, status: str = "200 OK") -> bytes:

@@ -42,7 +42,8 @@ HEADINGS: Final = (
     "proxy",
     "a request of 32 clients",
     f"a request, {RATE:g} a second",
-    "a streamed chunk",
+    "a chunk, each alone",
+    "a chunk, 64 at once",
     "added p50 / p99",
     "idle",
 )
@@ -56,6 +57,7 @@ class Comparison:
     requests: list[dict[str, Cost]] = field(default_factory=list)
     lone_requests: list[dict[str, Cost]] = field(default_factory=list)
     chunks: list[dict[str, Cost]] = field(default_factory=list)
+    heaped_chunks: list[dict[str, Cost]] = field(default_factory=list)
     added: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def closed_rate(self, name: str) -> float:
@@ -66,7 +68,9 @@ def gateway_price(folder: Path) -> Iterator[Row]:
     found = compare(folder / "price")
     yield from _ratios("processor time of a JSON request, 32 clients that ask at once", found.requests, "request")
     yield from _ratios(f"processor time of a JSON request, {RATE:g} a second", found.lone_requests, "request")
-    yield from _ratios("processor time of a streamed chunk, 64 streams, one every 20 ms", found.chunks, "chunk")
+    streams = "processor time of a streamed chunk, 64 streams, one every 20 ms"
+    yield from _ratios(f"{streams}, each at its own moment", found.chunks, "chunk")
+    yield from _ratios(f"{streams}, all at the same moment", found.heaped_chunks, "chunk")
     yield from _added_rows(found)
     for name, *figures in lines(found):
         yield Row(f"comparison: {name}", "; ".join(map(" ".join, zip(HEADINGS[1:], figures, strict=True))), "")
@@ -93,6 +97,7 @@ def compare(folder: Path) -> Comparison:
         found.requests = _taken(fast, slow, lambda proxy: _request(pool, proxy))
         found.lone_requests = _taken(fast, [], lambda proxy: rounds.a_request_now_and_then(pool, proxy, SECONDS, RATE))
         found.chunks = _taken(fast, slow, lambda proxy: _chunk(pool, proxy))
+        found.heaped_chunks = _taken(fast, [], lambda proxy: _chunk(pool, proxy, together=True))
         if HAPROXY in there:
             found.added = _added(pool, [there[DIRECT], *fast], rounds.highest_rate(pool, there[HAPROXY]))
         for proxy in slow:
@@ -109,6 +114,7 @@ def lines(found: Comparison) -> Iterator[list[str]]:
             _micros(found.requests, name),
             _micros(found.lone_requests, name),
             _micros(found.chunks, name),
+            _micros(found.heaped_chunks, name),
             "-" if added is None else f"{added[0] * 1000:.2f} / {added[1] * 1000:.2f} ms at {added[2]:.0f}/s",
             f"{found.idle_bytes[name] / MIB:.0f} MiB",
         ]
@@ -130,8 +136,9 @@ def _request(pool: Executor, proxy: Proxy) -> Cost:
     return rounds.a_request(pool, proxy, REQUESTS.get(proxy.name, MANY_REQUESTS), CLIENTS)
 
 
-def _chunk(pool: Executor, proxy: Proxy) -> Cost:
-    return rounds.a_chunk(pool, proxy, SECONDS, STREAMS.get(proxy.name, MANY_STREAMS), INTERVAL_MS)
+def _chunk(pool: Executor, proxy: Proxy, *, together: bool = False) -> Cost:
+    streams = STREAMS.get(proxy.name, MANY_STREAMS)
+    return rounds.a_chunk(pool, proxy, rounds.Paced(SECONDS, streams, INTERVAL_MS, together))
 
 
 def _added(pool: Executor, both: list[Proxy], highest: float) -> dict[str, tuple[float, float, float]]:

@@ -50,10 +50,21 @@ def a_request_now_and_then(pool: Executor, proxy: Proxy, seconds: float, rate: f
     return Cost((proxy.cpu_seconds() - before) / result.asked * 1e6, result.asked / result.seconds)
 
 
-def a_chunk(pool: Executor, proxy: Proxy, seconds: float, streams: int = 64, interval_ms: int = 20) -> Cost:
+@dataclass(frozen=True)
+class Paced:
+    """Streams of chunks; *together*: of all of them at the same moments, as an engine sends what one step made."""
+
+    seconds: float
+    streams: int = 64
+    interval_ms: int = 20
+    together: bool = False
+
+
+def a_chunk(pool: Executor, proxy: Proxy, paced: Paced) -> Cost:
     """Processor time of one chunk of a stream, the streams' beginning and end shared out among their chunks."""
-    chunks = int(seconds * 1000 / interval_ms)
-    plan = load.Streams(proxy.port, streams, chunks, interval_ms, interval_ms / 1000, seconds + load.PATIENCE)
+    interval, chunks = paced.interval_ms, int(paced.seconds * 1000 / paced.interval_ms)
+    limit = paced.seconds + load.PATIENCE
+    plan = load.Streams(proxy.port, paced.streams, chunks, interval, interval / 1000, limit, paced.together)
     before = proxy.cpu_seconds()
     result = pool.submit(load.run, plan).result().check()
     return Cost((proxy.cpu_seconds() - before) / result.events * 1e6, result.events / result.seconds)

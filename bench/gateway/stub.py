@@ -6,17 +6,23 @@
 import asyncio
 import socket
 import sys
-from collections import deque
+from heapq import heappop, heappush, heapreplace
 from time import perf_counter
 from typing import Final, cast
 
 import uvloop
 
 from bench.gateway import payloads
+from bench.gateway.alarm import Alarm
 
 BACKLOG: Final = 4096
 BATCH: Final = 64
 """Chunks a write of a stream without an interval."""
+
+IDLE_INTERVAL: Final = 60.0
+"""Seconds; such a stream is there to wait, and its second chunk must not come before it is left."""
+
+GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
 
 _COMPLETION: Final = payloads.completion()
 _HEAD: Final = payloads.stream_head()
@@ -39,26 +45,42 @@ _MISSING: Final = payloads.json_answer({"error": {"message": "not here"}}, "404 
 
 
 class Wheel:
-    """Streams of one interval are due in the order in which they joined, so each interval is a plain queue."""
+    """Who is due next. Streams have a moment of their own in their interval, or one for all that came about together.
+
+    Those moments lie as evenly as can be however many there are (multiples of the golden ratio).
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._queues: dict[float, deque[tuple[float, Answering]]] = {}
+        self._alarm = Alarm(loop, self._turn)
+        self._due: list[tuple[float, int, float, Answering]] = []
+        self._count = 0
 
-    def add(self, stream: "Answering", interval: float) -> None:
-        queue = self._queues.setdefault(interval, deque())
-        queue.append((perf_counter() + interval, stream))
-        if len(queue) == 1:
-            self._loop.call_later(interval, self._turn, interval)
+    def add(self, stream: "Answering", interval: float, *, together: bool) -> None:
+        now = perf_counter()
+        self._count += 1
+        if together:
+            due = (now // interval + 1) * interval
+        elif interval >= IDLE_INTERVAL:
+            due = now + interval
+        else:
+            due = now + self._count * GOLDEN_RATIO % 1 * interval
+        self._push(due, interval, stream)
 
-    def _turn(self, interval: float) -> None:
-        queue, now = self._queues[interval], perf_counter()
-        while queue and queue[0][0] <= now:
-            due, stream = queue.popleft()
+    def _push(self, due: float, interval: float, stream: "Answering") -> None:
+        heappush(self._due, (due, id(stream), interval, stream))
+        if self._due[0][3] is stream:
+            self._alarm.set(due - perf_counter())
+
+    def _turn(self) -> None:
+        now = perf_counter()
+        while self._due and self._due[0][0] <= now:
+            due, number, interval, stream = self._due[0]
             if stream.step():
-                queue.append((due + interval, stream))
-        if queue:
-            self._loop.call_later(max(0.001, queue[0][0] - now), self._turn, interval)
+                heapreplace(self._due, (due + interval, number, interval, stream))
+            else:
+                heappop(self._due)
+        if self._due:
+            self._alarm.set(self._due[0][0] - perf_counter())
 
 
 class Answering(asyncio.Protocol):
@@ -106,12 +128,13 @@ class Answering(asyncio.Protocol):
             self._transport.write(_COMPLETION)
             return
         self._left = _number(body, b'"max_tokens":') - 1
-        self._interval = _number(body, b'"seed":') / 1000
+        milliseconds, together = divmod(_number(body, b'"seed":'), 2)
+        self._interval = milliseconds / 1000
         self._streaming = True
         Answering.open_streams += 1
         self._transport.write(_HEAD + _CHUNK)
         if self._interval:
-            self._wheel.add(self, self._interval)
+            self._wheel.add(self, self._interval, together=bool(together))
         else:
             self._pour()
 

@@ -206,11 +206,17 @@ class Daemon:
                 policy=self._policy,
                 defaults=defaults(settings),
                 limits=limits(settings),
-                metrics_page=lambda accept: context.Page(*self._metrics.page(accept)),
+                metrics_page=self._metrics_page,
                 heartbeat_interval=settings.heartbeat.interval,
                 orphan_timeout=orphan_timeout(settings),
             )
         )
+
+    def _metrics_page(self, accept: str) -> Any:
+        from rbee.control.context import Page  # noqa: PLC0415 - as above
+
+        self._gateway.log.settle()
+        return Page(*self._metrics.page(accept))
 
     def _sources(self) -> Sources:
         return Sources(

@@ -41,13 +41,13 @@ class Pool:
 class Queue(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.usages = []
+        self._usages = []
         self.routes = RouteTable()
         self.door = FrontDoor(
             GatewayOptions("", queue_limit=LIMIT, affinity=False),
             self.routes,
             AuthPolicy({}, b""),
-            self.usages.append,
+            self._usages.append,
             "1",
         )
         self.door.adopting = False
@@ -56,6 +56,11 @@ class Queue(RuleBasedStateMachine):
         self.clock = 0.0
         for worker_id in IDS[:2]:
             self.place(worker_id, Standing.READY, 2)
+
+    @property
+    def usages(self):
+        self.door.log.settle()
+        return self._usages
 
     def place(self, worker_id, standing, slots):
         alias = "chat" if worker_id != "w-3" else None

@@ -108,15 +108,22 @@ def choose(book: PrefixBook, links: Sequence[int], free: list[Route], excluding:
     The one that served its longest known beginning, unless it is ``MAX_LEAD`` busier than the least loaded one; else
     that, of equal ones the least used: conversations spread over all caches. *excluding*: as for ``least_loaded``.
     """
-    others = [route for route in free if route.worker_id != excluding] or free
-    most = min(route.load for route in others) + MAX_LEAD
-    near = {route.worker_id: route for route in others if route.load <= most}
+    others = free if excluding is None else [route for route in free if route.worker_id != excluding] or free
+    # Loops and no keys: this is done for each request of a model with several workers.
+    route, lightest = others[0], _burden(others[0])
+    for other in others[1:]:
+        burden = _burden(other)
+        if burden < lightest:
+            route, lightest = other, burden
+    most = lightest[0] + MAX_LEAD
+    near = {other.worker_id: other for other in others if other.in_flight / other.slots <= most}
     known, place = book.find(links, near)
-    route = near[known] if known is not None else min(others, key=_burden)
+    if known is not None:
+        route = near[known]
     # What is before the known link is never asked for again by who goes on from here.
     book.remember(links[place:], route.worker_id)
     return route
 
 
 def _burden(route: Route) -> tuple[float, int, int]:
-    return route.load, route.in_flight, route.activity.requests
+    return route.in_flight / route.slots, route.in_flight, route.activity.requests

@@ -51,8 +51,10 @@ def _of_messages(seed: int, items: Sequence[msgspec.Raw]) -> list[int]:
 
 def _instructs(message: msgspec.Raw) -> bool:
     view = memoryview(message)
-    ends = bytes(view[:_HEAD_BYTES]) + bytes(view[-_HEAD_BYTES:])
-    return b'"system"' in ends or b'"developer"' in ends
+    start = bytes(view[:_HEAD_BYTES])
+    if b'"role"' not in start:
+        start += bytes(view[-_HEAD_BYTES:])
+    return b'"system"' in start or b'"developer"' in start
 
 
 def _digest(raw: msgspec.Raw | msgspec.UnsetType) -> int:

@@ -262,8 +262,10 @@ class ClientConnection:
         self._begin_body(head)
         self._exchange = self._door.admit(head, self, self._request_id)
         self._door.check_size(head, head.length)
-        # An origin was judged with its head, but stands on the connection: such a head is read anew each time.
-        if head.principal is not None and self.origin is None and head.keep_alive and not head.expects_continue:
+        # An origin was judged with its head, but stands on the connection: such a head is read anew each time. One
+        # without a body was let in whatever its content type is.
+        usual = head.has_body and head.keep_alive and not head.expects_continue
+        if usual and head.principal is not None and self.origin is None:
             self._likeness, self._usual = Likeness.of(raw), head
         if head.expects_continue and head.has_body and not self._buffer:
             self._transport.write(_CONTINUE)

@@ -66,13 +66,12 @@ class FrontDoor:
         self.options = options
         self.routes = routes
         self.auth = auth
-        self.usage = usage
         self.version = version
         self.pool = Pool()
         self.room: WaitingRoom[Inference] = WaitingRoom(options.queue_limit, routes.slots_of)
         self.prefixes = PrefixBook() if options.affinity else None
         self.buffer = Buffer(options.buffer_limit)
-        self.log = RequestLog()
+        self.log = RequestLog(usage)
         self.quotas = Quotas()
         self.control_up = False
         self.ready_problem: Callable[[], str | None] = lambda: "starting"

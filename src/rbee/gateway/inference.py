@@ -242,7 +242,10 @@ class Inference(Relay):
             self.answered(None, framed[start:-2], done=False)
             return
         self._activity.relayed_bytes += len(framed)
-        self._account.adds(framed[start:-2], 0.0 if self._account.first_byte_at is not None else now())
+        account = self._account
+        if account.first_byte_at is None:
+            account.first_byte_at = now()
+        account.sample.add(framed[start:-2])
         self.client.send_chunk(framed, start)
 
     def _hear(self, head: AnswerHead) -> bool:
@@ -444,17 +447,8 @@ class Inference(Relay):
             self._seat.release(ended)
         self._door.log.end(self)
         if self._account.model:
-            self._tell_usage(status, ended)
-
-    def _tell_usage(self, status: int, ended: float) -> None:
-        try:
-            usage = self._account.usage(status, ended)
-            if self._was_let_in:
-                # Who was not would push out those that were: a client may be refused thousands of times a minute.
-                self._door.log.keep(usage)
-            self._door.usage(usage)
-        except Exception:  # the sink is not ours, and the client's answer must not depend on it
-            log.exception("usage_lost", request_id=self._account.request_id)
+            # Who was not let in would push out those that were: a client may be refused thousands of times a minute.
+            self._door.log.close(self._account, status, ended, kept=self._was_let_in)
 
     def _release(self) -> None:
         """Give back what belonged to one try: the worker's slot, and what was folded of its answer."""

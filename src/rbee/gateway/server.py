@@ -79,6 +79,7 @@ class Gateway(FrontDoor):
                 connection.abort()
             await self._await_aborted()
         self.pool.close()
+        self.log.settle()
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
@@ -158,6 +159,7 @@ class Gateway(FrontDoor):
                 connection.tick(time)
             self._tick_crowd()
             self.pool.sweep(time)
+            self.log.settle()
         finally:
             if self._connections or len(self.pool):
                 self._arm()

@@ -43,7 +43,7 @@ class Request(NamedTuple):
     is_head: bool = False
 
 
-_CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,8}\r\n")
+_match_size: Final = re.compile(rb"[0-9A-Fa-f]{1,8}\r\n").match
 
 
 class AnswerHead:
@@ -67,7 +67,7 @@ class AnswerHead:
 
 def whole_chunk(data: bytes) -> int:
     """Where the content begins if *data* is exactly one chunk of a chunked body, and not the last; else 0."""
-    found = _CHUNK_SIZE.match(data)
+    found = _match_size(data)
     if found is None:
         return 0
     start = found.end()
@@ -177,12 +177,6 @@ class Upstream(asyncio.Protocol):
         except Exception:  # a callback has no caller who would end the request
             asker.broken()
 
-    def _tell_chunk(self, asker: Asker, framed: bytes, start: int) -> None:
-        try:
-            asker.chunk(framed, start)
-        except Exception:  # as above
-            asker.broken()
-
     def _tell_lost(self, asker: Asker, reason: str) -> None:
         try:
             asker.lost(reason, self._reused and not self._heard and self._ended_at_once())
@@ -236,7 +230,10 @@ class Upstream(asyncio.Protocol):
             # The parser stands before a chunk; one that is whole passes beside it, and leaves it there.
             start = whole_chunk(data)
             if start:
-                self._tell_chunk(asker, data, start)
+                try:
+                    asker.chunk(data, start)
+                except Exception:  # a callback has no caller who would end the request
+                    asker.broken()
                 return
         elif self._likeness is not None and not self._heard and self._take_usual(asker, data):
             return

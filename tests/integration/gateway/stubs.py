@@ -243,7 +243,7 @@ class House:
     routes: RouteTable
     control: Stub
     port: int
-    usages: list[Usage]
+    _usages: list[Usage]
     stubs: list[Stub] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
 
@@ -279,6 +279,11 @@ class House:
         client = await self.client()
         client.send(raw)
         return await client.answer(bodyless=bodyless, to_end=to_end)
+
+    @property
+    def usages(self) -> list[Usage]:
+        self.gateway.log.settle()
+        return self._usages
 
     def slots_used(self) -> int:
         return sum(route.in_flight for route in self.routes)

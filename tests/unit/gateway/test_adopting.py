@@ -28,10 +28,15 @@ class Hall:
     """A door whose hive still adopts, and the requests that came to it."""
 
     def __init__(self, **options):
-        self.usages = []
+        self._usages = []
         self.routes = RouteTable()
-        self.door = FrontDoor(GatewayOptions("", **options), self.routes, AuthPolicy({}, b""), self.usages.append, "1")
+        self.door = FrontDoor(GatewayOptions("", **options), self.routes, AuthPolicy({}, b""), self._usages.append, "1")
         self.pool = self.door.pool = ManyAskedPool()
+
+    @property
+    def usages(self):
+        self.door.log.settle()
+        return self._usages
 
     def ask(self, name="m") -> Inference:
         request = Inference(self.door, FakeClient(), HEAD, "id")

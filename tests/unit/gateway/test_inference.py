@@ -95,12 +95,12 @@ class FakeClient:
 class Story:
     def __init__(self, head, *, stream: bool, standing: Standing | None, folds: bool = False):
         """*standing* is that of the worker that is there; None: nobody is, since the hive still adopts."""
-        self.usages = []
+        self._usages = []
         self.folds = folds
         self.routes = RouteTable()
         options = GatewayOptions("", queue_timeout=60.0, keepalive_after=15.0, stall_timeout=40.0, queue_limit=1)
         self.principal = Principal(Role.CLIENT, "web", max_in_flight=1)
-        self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self.usages.append, "1")
+        self.door = FrontDoor(options, self.routes, AuthPolicy({}, b""), self._usages.append, "1")
         self.pool = self.door.pool = FakePool()
         self.client = FakeClient()
         self.door.adopting = standing is None
@@ -110,6 +110,11 @@ class Story:
         self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
         self.waited = bool(self.door.room)
         self.passed = 0.0
+
+    @property
+    def usages(self):
+        self.door.log.settle()
+        return self._usages
 
     def place(self, name, standing):
         self.routes.publish(Route(name, "m", standing=standing, host="h", port=1, folds=self.folds))

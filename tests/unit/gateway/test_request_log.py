@@ -1,8 +1,9 @@
 import pytest
 
 from rbee.core.errors import RequestNotFound
-from rbee.core.usage import RequestState, Underway, Usage
-from rbee.gateway.request_log import LIMIT, RequestLog
+from rbee.core.usage import RequestState, Underway
+from rbee.gateway.account import Account
+from rbee.gateway.request_log import BATCH, LIMIT, RequestLog
 
 
 class FakeRequest:
@@ -29,8 +30,8 @@ class FakeRequest:
         self.log.end(self)
 
 
-def usage(request_id):
-    return Usage(request_id, "m", "w1", "/v1/completions", 200, False, 0.0, 1.0, 2.0, 0.0)
+def account(request_id):
+    return Account(request_id, "/v1/completions", "m")
 
 
 def ids(requests):
@@ -39,7 +40,7 @@ def ids(requests):
 
 @pytest.fixture
 def log():
-    return RequestLog()
+    return RequestLog([].append)
 
 
 def test_requests_under_way_are_listed_in_order_of_arrival(log):
@@ -52,7 +53,7 @@ def test_requests_under_way_are_listed_in_order_of_arrival(log):
 
 def test_the_last_ones_are_kept_newest_first(log):
     for number in range(LIMIT + 5):
-        log.keep(usage(str(number)))
+        log.close(account(str(number)), 200, 1.0, kept=True)
     assert len(log.ended()) == LIMIT == 1000
     assert ids(log.ended())[0] == str(LIMIT + 4)
     assert ids(log.ended())[-1] == "5"
@@ -82,7 +83,7 @@ def test_who_breaks_when_it_is_cancelled_does_not_keep_the_others(log):
 
 
 def test_request_that_has_ended_cannot_be_cancelled_and_is_told_apart_from_one_that_never_was(log):
-    log.keep(usage("a"))
+    log.close(account("a"), 200, 1.0, kept=True)
     with pytest.raises(RequestNotFound, match="has ended already") as ended:
         log.cancel("a")
     with pytest.raises(RequestNotFound, match="There is no request 'b'") as unknown:
@@ -95,3 +96,38 @@ def test_request_that_never_began_may_end(log):
     log.end(request)
     log.end(request)
     assert log.underway() == []
+
+
+def test_sink_is_told_of_several_at_once_and_of_all_of_them():
+    told = []
+    log = RequestLog(told.append)
+    for number in range(BATCH + 1):
+        log.close(account(str(number)), 200, 1.0, kept=True)
+    assert ids(told) == [str(number) for number in range(BATCH)]
+    log.settle()
+    assert ids(told)[-1] == str(BATCH)
+    log.settle()
+    assert len(told) == BATCH + 1
+
+
+def test_who_was_never_let_in_is_told_but_not_listed():
+    told = []
+    log = RequestLog(told.append)
+    log.close(account("a"), 429, 1.0, kept=False)
+    assert log.ended() == []
+    assert ids(told) == ["a"]
+
+
+def test_account_that_cannot_be_told_does_not_cost_the_others_theirs():
+    told = []
+
+    def sink(usage):
+        if usage.request_id == "bad":
+            raise OverflowError
+        told.append(usage)
+
+    log = RequestLog(sink)
+    for name in ("a", "bad", "b"):
+        log.close(account(name), 200, 1.0, kept=True)
+    assert ids(log.ended()) == ["b", "bad", "a"]
+    assert ids(told) == ["a", "b"]
