@@ -42,6 +42,9 @@ def _state(request: Record) -> str:
         return "client gone"
     if status is not None and status >= 400:
         return f"error {status}"
+    if request.get("error"):
+        # A stream has its 200 before it fails.
+        return f"error {request['error']}"
     return request.get("finish_reason") or "done"
 
 

@@ -32,6 +32,7 @@ from rbee.config.sections import (
     Workers,
     is_loopback,
 )
+from rbee.core.auth import digest
 from rbee.core.errors import SettingsError
 
 DEFAULT: Final = "default"
@@ -86,9 +87,21 @@ def load(argv_overrides: Mapping[str, str], environ: Mapping[str, str], file: Pa
         settings = Settings.model_validate(_tables(values))
     except ValidationError as error:
         raise _explained(error.errors(include_url=False), values) from error
+    _check_keys(settings)
     origins = {dotted(path): DEFAULT for path in paths(settings)}
     origins |= {value.key: value.origin for value in values.values()}
     return Loaded(settings, origins)
+
+
+def _check_keys(settings: Settings) -> None:
+    """One key with two names would have the rights, and the limits, of whichever comes last."""
+    names: dict[str, str] = {}
+    if settings.auth.api_token is not None:
+        names[digest(settings.auth.api_token.get_secret_value()).hex()] = "auth.api_token"
+    for name, key in settings.keys.items():
+        other = names.setdefault(key.sha256, f"keys.{name}.sha256")
+        if other != f"keys.{name}.sha256":
+            raise SettingsError(f"{other} and keys.{name}.sha256 are the same key; give each name a key of its own")
 
 
 def paths(settings: Settings) -> Iterable[tuple[str, ...]]:

@@ -10,9 +10,9 @@ from rbee.core.usage import RequestState, Underway, Usage
 class RequestView(BaseModel):
     """One request. Null for what is not known (yet); ``duration_seconds`` of one under way: so far.
 
-    ``status`` is what its client saw, 499 where the client went away first. ``key`` is the name of the key that
-    asked, ``finish_reason`` as the engine spells it, ``overhead_seconds`` the gateway's own time before the worker
-    had it.
+    ``status`` is what its client saw, 499 where the client went away first; ``error`` is the code of the error that
+    ended it, in a stream too. ``key`` is the name of the key that asked, ``finish_reason`` as the engine spells it,
+    ``overhead_seconds`` the gateway's own time before the worker had it.
     """
 
     request_id: str
@@ -29,6 +29,7 @@ class RequestView(BaseModel):
     overhead_seconds: float | None = None
     status: int | None = None
     cancelled: bool = False
+    error: str | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
     cached_tokens: int | None = None
@@ -78,6 +79,7 @@ def ended_view(usage: Usage) -> RequestView:
         overhead_seconds=_known(usage.overhead_seconds),
         status=usage.status,
         cancelled=usage.cancelled,
+        error=usage.error,
         prompt_tokens=usage.prompt_tokens,
         generated_tokens=usage.generated_tokens,
         cached_tokens=usage.cached_tokens,

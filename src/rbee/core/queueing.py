@@ -72,10 +72,9 @@ class WaitingRoom(Generic[T]):
             if (place.model, place.shunned) == (model, shunned):
                 return
             self.leave(ticket)
-        elif not admitted and self._depths.get(model, 0) >= self._limit:
+        elif not admitted and (depth := self._depths.get(model, 0)) >= self._limit:
             raise QueueFull(
-                f"{self._depths[model]} requests wait for '{model}' already (gateway.queue_limit: {self._limit}). "
-                "Try later.",
+                f"{depth} requests wait for '{model}' already (gateway.queue_limit: {self._limit}). Try later.",
                 retry_after=self.expected_wait(model),
             )
         name = plain_name(name)

@@ -62,6 +62,8 @@ class Usage(NamedTuple):
     started_at: float = 0.0
     cancelled: bool = False
     """Ended by ``DELETE /v1/requests/{id}``."""
+    error: str | None = None
+    """Code of the error that we ended it with, in a stream that has its 200 too; None without one."""
 
 
 UsageSink = Callable[[Usage], None]

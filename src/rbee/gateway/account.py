@@ -38,6 +38,8 @@ class Account:
     complete: bool = False
     """Whether the worker has sent all of its answer."""
     cancelled: bool = False
+    error: str | None = None
+    """Code of the error that ended it."""
     sample: tally.Sample = field(default_factory=tally.Sample)
 
     def receives(self, now: float, started_at: float = 0.0) -> None:
@@ -82,7 +84,8 @@ class Account:
         return Underway(
             request_id=self.request_id,
             model=self.model,
-            worker_id=self.worker_id,
+            # Of one that is back in the queue, the worker that failed it has nothing any more.
+            worker_id=None if state is RequestState.WAITING else self.worker_id,
             endpoint=self.endpoint,
             stream=self.stream,
             key=self.key,
@@ -115,6 +118,7 @@ class Account:
             self.key,
             self.started_at,
             self.cancelled,
+            self.error,
         )
 
     def _first_byte_seconds(self) -> float | None:

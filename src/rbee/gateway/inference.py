@@ -52,6 +52,9 @@ MAX_LOSSES: Final = 2
 UNKNOWN_MODEL: Final = "other"
 """Where requests for names that nobody knows are counted, and wait: one line, one series of metrics."""
 
+ENGINE_ERROR: Final = "engine_error"
+"""What is recorded of an engine's own error that had to become an event: its status is told nowhere else."""
+
 MAX_NAMES: Final = 20
 MAX_FOREIGN_ANSWER: Final = 65536
 """Bytes kept of an answer that should have been a stream."""
@@ -179,16 +182,20 @@ class Inference(Relay):
 
     def _wait(self) -> None:
         self._phase = Phase.WAITING
-        admitted = self._account.waits_since is not None or self._account.worker_id is not None
         try:
             self._door.check_open()
             self._door.room.join(
-                self._account.model, self._name, self._ticket, self, shunned=self._shunned, admitted=admitted
+                self._account.model, self._name, self._ticket, self, shunned=self._shunned, admitted=self._was_let_in
             )
         except RequestError as error:
             self._fail(error)
             return
         self._account.waits(now())
+
+    @property
+    def _was_let_in(self) -> bool:
+        """Whether it waited, or a worker was asked."""
+        return self._account.waits_since is not None or self._account.worker_id is not None
 
     def _forward(self, route: Route) -> None:
         self._door.room.leave(self._ticket)
@@ -348,6 +355,7 @@ class Inference(Relay):
         if event is None:
             self._fail(WorkerLost(f"The worker answered with status {self._foreign_status} instead of a stream."))
         else:
+            self._account.error = ENGINE_ERROR
             self._end_with(event)
 
     # time and the client's side
@@ -366,7 +374,9 @@ class Inference(Relay):
     def _tick_waiting(self, now: float) -> None:
         timeout = self._door.options.queue_timeout
         if self._account.queue_seconds(now) >= timeout:
-            message = f"No worker of '{self._name}' had a free slot within {timeout:g} s. Try again later."
+            ready = any(route.standing is Standing.READY for route in self._door.routes.candidates(self._name))
+            lack = "had a free slot" if ready else "became ready"
+            message = f"No worker of '{self._name}' {lack} within {timeout:g} s. Try again later."
             self._fail(QueueTimeout(message, retry_after=self._door.room.expected_wait(self._account.model)))
         elif self._again_at is not None and now >= self._again_at:
             self._door.wake_rested(now)
@@ -407,6 +417,7 @@ class Inference(Relay):
     # the end
 
     def _fail(self, error: RequestError) -> None:
+        self._account.error = error.code
         if self._ends_in_event:
             self._end_with(faults.event(error, self._shape, self._account.request_id))
         elif self._phase is Phase.ANSWERING:
@@ -424,19 +435,20 @@ class Inference(Relay):
     def _close(self, status: int) -> None:
         if self._phase is Phase.CLOSED:
             return
+        # Before the slot is given back: whoever waits for it goes in that call.
+        ended = now()
         if self._phase is Phase.ANSWERING and self._needs_slot:
-            self._door.room.served(self._account.model, now() - self._asked_at)
+            self._door.room.served(self._account.model, ended - self._asked_at)
         self._phase = Phase.CLOSED
         self._door.room.leave(self._ticket)
         self.leave_upstream()
         self._release()
-        ended = now()
         if self._seat is not None:
             self._seat.release(ended)
         self._door.log.end(self)
         if self._account.model:
-            # Who was never let in (it has no ticket) would push out those that were.
-            self._door.log.close(self._account, status, ended, kept=self._ticket > 0)
+            # Who was not let in would push out those that were: a client may be refused thousands of times a minute.
+            self._door.log.close(self._account, status, ended, kept=self._was_let_in)
 
     def _release(self) -> None:
         """Give back what belonged to one try: the worker's slot, and what was folded of its answer."""

@@ -88,6 +88,9 @@ class RequestLog:
                 raise RequestNotFound(f"The request '{request_id}' has ended already.", ended=True)
             raise RequestNotFound(f"There is no request '{request_id}'. GET /v1/requests lists them.", ended=False)
         for request, _ in found:
+            if request not in self._underway:
+                # What one gave back, another got, and that may have been its end.
+                continue
             try:
                 request.cancel()
             except Exception:  # one request's error must not cost the others their end

@@ -1,6 +1,6 @@
 """How many tokens an answer took and why it ended, from its first 4 KiB and its last 8 KiB. Unknown is never guessed.
 
-Nothing of the text is kept: the sample lives as long as its request.
+Nothing of the text is kept: the sample goes once it is read, a quarter of a second after its request at the latest.
 """
 
 import re

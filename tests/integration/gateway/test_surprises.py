@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rbee.core.routing import Route, Standing
-from tests.integration.gateway.stubs import post, until
+from tests.integration.gateway.stubs import DEADLINE, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a", "messages": []}
@@ -42,6 +42,15 @@ async def test_sink_that_raises_does_not_cost_the_client_its_stream(careless_hou
     client = await careless_house.client()
     client.post(STREAM)
     assert b"worker_lost" in (await client.answer()).body
+
+
+async def test_gateway_that_closes_tells_its_last_requests(make_house):
+    house = await make_house()
+    await house.worker()
+    assert (await house.ask(post(CHAT))).status == 200
+    await house.gateway.close(DEADLINE)
+    # Not house.usages, which would ask for them.
+    assert [usage.status for usage in house._usages] == [200]
 
 
 async def test_sink_that_raises_when_a_client_leaves_leaves_nothing_behind(careless_house):

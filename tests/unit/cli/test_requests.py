@@ -58,6 +58,7 @@ def test_requests_shows_a_line_a_request(rbee, hive):
         ({"status": 503}, "error 503"),
         ({"finish_reason": "length"}, "length"),
         ({"finish_reason": None}, "done"),
+        ({"finish_reason": None, "error": "worker_lost"}, "error worker_lost"),
         ({"state": "running"}, "running"),
     ],
 )

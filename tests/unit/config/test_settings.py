@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,16 @@ def test_wrong_value_is_refused_by_its_key_and_file(toml, text, named):
     message = refused(file=file)
     assert named in message
     assert named == "server.tls_key" or f"(file {file})" in message or "sha256 (default)" in message
+
+
+def test_one_key_with_two_names_is_refused(toml):
+    file = toml(f"[keys.ci]\nsha256 = '{SHA}'\nrole = 'admin'\n[keys.web]\nsha256 = '{SHA}'\n")
+    assert "keys.ci.sha256 and keys.web.sha256 are the same key" in refused(file=file)
+    token = "a-token-of-some-length"
+    file = toml(f"[keys.web]\nsha256 = '{sha256(token.encode()).hexdigest()}'\n")
+    message = refused(environ={"RBEE_API_TOKEN": token}, file=file)
+    assert "auth.api_token and keys.web.sha256 are the same key" in message
+    assert token not in message
 
 
 def test_two_wrong_values_are_named_at_once():

@@ -81,6 +81,7 @@ async def test_every_number_of_one_that_has_ended_is_shown():
             "overhead_seconds": 0.0001,
             "status": 200,
             "cancelled": False,
+            "error": None,
             "prompt_tokens": 7,
             "generated_tokens": 40,
             "cached_tokens": 2,

@@ -1,5 +1,6 @@
 """Stories of one request: however workers, routes, time and client behave, it ends once and holds nothing after."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,7 @@ class Story:
             self.place("w1", standing)
         self.request = Inference(self.door, self.client, head, "id-1", self.principal)
         self.request.start(b'{"model":"m","stream":%b}' % (b"true" if stream else b"false"))
+        self.waited = bool(self.door.room)
         self.passed = 0.0
 
     @property
@@ -209,7 +211,7 @@ def test_every_story_ends_once_and_holds_nothing_after(stream, folds, standing, 
     assert not story.door.room
     assert not story.door.buffer.used
     assert len(story.usages) == 1
-    assert story.door.log.ended() == story.usages
+    assert story.door.log.ended() == (story.usages if story.waited or story.pool.asked else [])
     # What comes late finds nobody: no second end, no second usage, no seat that is given back twice.
     story.request.drop(499)
     story.routes.changed()
@@ -287,6 +289,13 @@ def test_ended_connection_of_a_workers_last_life_is_not_tried_again_at_its_old_a
     assert story.pool.addresses == [("h", 1), ("h", 2)]
 
 
+def test_lost_request_that_waits_again_is_shown_with_no_worker():
+    story = told(Standing.READY)
+    assert story.request.look(now()).worker_id == "w1"
+    story.take(LOST)
+    assert (story.request.look(now()).state, story.request.look(now()).worker_id) == ("waiting", None)
+
+
 def test_who_does_not_take_the_workers_key_is_not_the_worker_and_another_one_is_asked():
     story = told(Standing.READY, ("route", ("w2", Standing.READY)), ("head", (401, JSON, 9, True)))
     assert story.worker() is not None
@@ -326,6 +335,66 @@ def test_request_that_its_key_does_not_allow_is_counted_and_not_kept():
     assert client.refused.code == "too_many_requests"
     assert [(usage.model, usage.status, usage.key) for usage in story.usages] == [("m", 429, "web")]
     assert (len(story.door.log), story.door.log.ended()) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("body", "standing", "code"),
+    [
+        (b'{"model":"nobody"}', Standing.READY, "model_not_found"),
+        (b'{"model":"w1"}', Standing.READY, "queue_full"),
+        (b'{"model":"w2"}', Standing.OUT, "no_ready_worker"),
+    ],
+)
+def test_request_that_is_refused_at_once_pushes_nobody_out_of_the_record(body, standing, code):
+    story = told(Standing.READY, ("route", ("w2", standing)))
+    others = [Inference(story.door, FakeClient(), HEAD, "id") for _ in range(4)]
+    for request in others:
+        request.start(b'{"model":"w1"}')
+    client = FakeClient()
+    Inference(story.door, client, HEAD, "id-2").start(body)
+    assert client.refused.code == code
+    assert story.usages[-1].error == code
+    assert story.door.log.ended() == []
+    for request in [story.request, *others]:
+        request.drop(499)
+    assert len(story.door.log.ended()) == 2, "one that its worker had, and one that waited"
+
+
+def test_time_of_who_gets_the_slot_is_not_counted_to_who_gave_it_back():
+    story = told(Standing.READY)
+    second = Inference(story.door, FakeClient(), HEAD, "id-2")
+    second.start(b'{"model":"m"}')
+    story.take(("head", (200, JSON, 9, True)))
+    (usage,) = story.usages
+    assert story.request._account.received_at + usage.duration_seconds <= second._asked_at
+    second.drop(499)
+
+
+def test_stream_that_failed_after_its_200_says_which_error_it_was():
+    story = Story(HEAD, stream=True, standing=Standing.READY)
+    story.take(("head", (200, SSE, None, False)))
+    story.take(LOST)
+    assert [(usage.status, usage.error) for usage in story.usages] == [(200, "worker_lost")]
+    foreign = Story(HEAD, stream=True, standing=Standing.READY)
+    foreign.take(("time", 16.0))
+    foreign.worker().asker.answered(AnswerHead(400, JSON, None), b'{"error":{"message":"too long"}}', done=True)
+    assert [(usage.status, usage.error) for usage in foreign.usages] == [(200, "engine_error")]
+    whole = Story(HEAD, stream=True, standing=Standing.READY)
+    whole.take(("head", (200, SSE, None, True)))
+    assert [(usage.status, usage.error) for usage in whole.usages] == [(200, None)]
+
+
+@pytest.mark.parametrize(
+    ("standing", "lack"), [(Standing.COMING, "'m' became ready within 60 s"), (Standing.READY, "a free slot within")]
+)
+def test_wait_that_ran_out_says_what_was_waited_for(standing, lack):
+    story = told(standing)
+    request = story.request
+    if standing is Standing.READY:
+        request = Inference(story.door, FakeClient(), HEAD, "id-2")
+        request.start(b'{"model":"m"}')
+    request.tick(now() + 61.0)
+    assert lack in request.client.refused.message
 
 
 def test_answer_that_broke_off_is_not_complete():

@@ -67,6 +67,14 @@ def test_two_requests_with_one_id_are_both_listed_and_both_cancelled(log):
     assert ids(log.underway()) == ["b"]
 
 
+def test_who_ends_while_others_are_cancelled_is_not_cancelled_again(log):
+    first, second = FakeRequest(log, "a"), FakeRequest(log, "a", fails=AssertionError("it has ended"))
+    # As if it had got what the first gave back, and could not use it.
+    first.cancel = lambda: (log.end(first), log.end(second))
+    log.cancel("a")
+    assert not second.is_broken
+
+
 def test_who_breaks_when_it_is_cancelled_does_not_keep_the_others(log):
     broken, _ = FakeRequest(log, "a", fails=ValueError("?")), FakeRequest(log, "a")
     log.cancel("a")
