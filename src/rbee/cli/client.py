@@ -129,6 +129,11 @@ class Hive:
             return HiveUnreachable(f"The hive at {self.url} does not answer within {CALL_TIMEOUT:g} s.")
         if isinstance(error, ConnectionResetError):  # which RemoteDisconnected is, too
             return HiveUnreachable(f"The hive at {self.url} closed the connection without an answer.")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return HiveUnreachable(
+                f"The certificate of {self.url} is not trusted: {error.verify_message.rstrip('.')}. Name the file that "
+                "vouches for it in SSL_CERT_FILE."
+            )
         if isinstance(error, ssl.SSLError | http.client.HTTPException):
             return self._stranger()
         return HiveUnreachable(

@@ -1,5 +1,6 @@
 """Every section of the settings with its keys and defaults (DESIGN section 9 is the contract; this is its one home)."""
 
+import re
 import shlex
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,6 +16,11 @@ from rbee.core.model_ref import looks_like_reference, parse
 
 COMMAS: Final = "text is a list, separated by commas or written as JSON"
 """Marks a setting whose text in a variable or a flag is a list."""
+
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+
+_ORIGIN: Final = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s*]+")
+"""RFC 6454 section 6.2; any scheme, since applications and extensions have some of their own."""
 
 MIB: Final = 2**20
 GIB: Final = 2**30
@@ -84,12 +90,19 @@ class Auth(Section):
 
 
 class Key(Section):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str
     role: Literal["admin", "client", "metrics"] = "client"
     max_in_flight: Count = 0
     """0: no limit."""
     requests_per_minute: Count = 0
     """0: no limit."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_digest(cls, value: str) -> str:
+        if not _SHA256.fullmatch(value):
+            raise ValueError('it must be the key\'s SHA-256, 64 hexadecimal digits: printf %s "$KEY" | sha256sum')
+        return value.lower()
 
 
 class Heartbeat(Section):
@@ -226,7 +239,7 @@ class Gateway(Section):
     queue_timeout: Seconds = 60.0
     max_body: Size = 32 * MIB
     max_header: Size = 64 * 1024
-    buffer_limit: Size = 256 * MIB
+    buffer_limit: Size = Field(256 * MIB, validate_default=True)
     header_timeout: Interval = 10.0
     idle_timeout: Interval = 75.0
     stall_timeout: Seconds = 0.0
@@ -234,6 +247,28 @@ class Gateway(Section):
     keepalive_after: Seconds = 15.0
     affinity: bool = True
     cors_origins: Strings = ()
+
+    @field_validator("buffer_limit")
+    @classmethod
+    def _holds_the_largest_body(cls, value: int, info: ValidationInfo) -> int:
+        largest = info.data.get("max_body", 0)
+        if value < largest:
+            raise ValueError(
+                f"it must be at least gateway.max_body ({largest} bytes), or whoever sends a body of that size would "
+                "be told for ever to come back later"
+            )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin as browsers send it: scheme, host and, if need be, port, without a path "
+                    "or a slash at the end, such as https://app.example or http://localhost:3000; or * for all"
+                )
+        return value
 
 
 class Models(Section):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from rbee.config.layers import NAMED, Schema, Value, dotted, from_environment, from_file, from_flags
@@ -55,6 +55,16 @@ class Settings(Section):
     gateway: Gateway = Field(default_factory=Gateway)
     models: Models = Field(default_factory=Models)
     log: Log = Field(default_factory=Log)
+
+    @field_validator("keys")
+    @classmethod
+    def _are_different(cls, value: dict[str, Key]) -> dict[str, Key]:
+        names: dict[str, str] = {}
+        for name, key in value.items():
+            other = names.setdefault(key.sha256, name)
+            if other != name:
+                raise ValueError(f"'{other}' and '{name}' are the same key (sha256): which role and limits has it?")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,10 @@ def _explained(errors: list[ErrorDetails], values: Mapping[tuple[str, ...], Valu
         path = next((location[:size] for size in (2, 3) if location[:size] in values), location[:3])
         value = values.get(path)
         shown = f" = {value.value!r:.80}" if value and path != ("auth", "api_token") else ""
+        if error["type"] == "missing":
+            lines.append(f"{dotted(path)} is not set, and has no default")
+            continue
         reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        lines.append(f"{dotted(path)}{shown} ({value.origin if value else DEFAULT}): {reason}")
+        origin = f" ({value.origin if value else DEFAULT})" if len(path) > 1 else ""
+        lines.append(f"{dotted(path)}{shown}{origin}: {reason}")
     return SettingsError("\n".join(lines))

@@ -53,7 +53,8 @@ def _view(request: Underway | Usage) -> RequestView:
     return ended_view(request) if isinstance(request, Usage) else underway_view(request)
 
 
-@router.delete("/{request_id}", status_code=202)
+# A path: what has a slash in it is no request either, and not a call that we do not have.
+@router.delete("/{request_id:path}", status_code=202)
 async def cancel(request_id: str, here: Here) -> CancelAnswer:
     """End it: its worker stops, its client gets an error. Clients choose ids: all with this one are ended.
 

@@ -72,15 +72,19 @@ class WaitingRoom(Generic[T]):
             if (place.model, place.shunned) == (model, shunned):
                 return
             self.leave(ticket)
-        elif not admitted and (depth := self._depths.get(model, 0)) >= self._limit:
-            raise QueueFull(
-                f"{depth} requests wait for '{model}' already (gateway.queue_limit: {self._limit}). Try later.",
-                retry_after=self.expected_wait(model),
-            )
+        elif not admitted and self._depths.get(model, 0) >= self._limit:
+            raise self._full(model)
         name = plain_name(name)
         self._places[ticket] = _Place(model, name, shunned, request)
         self._depths[model] = self._depths.get(model, 0) + 1
         insort(self._lines.setdefault(name, {}).setdefault(shunned, []), ticket)
+
+    def _full(self, model: str) -> QueueFull:
+        # With a limit of 0 the line is full without anybody in it.
+        waiting = self._depths.get(model, 0)
+        already = "1 request waits" if waiting == 1 else f"{waiting} requests wait"
+        message = f"{already} for '{model}' already, and no more may (gateway.queue_limit: {self._limit}). Try later."
+        return QueueFull(message, retry_after=self.expected_wait(model))
 
     def leave(self, ticket: int) -> None:
         """Stand in the line no more; who does not stand in one may leave, too."""

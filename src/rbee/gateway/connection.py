@@ -47,9 +47,6 @@ SMALL_PART: Final = 4096
 """Bytes. Pieces of a body are put together up to this size: each one costs 40 bytes beside its own, so that a body
 that comes in segments of two would take twenty times what is counted."""
 
-BUFFER_RETRY_AFTER: Final = 1.0
-"""Seconds; bodies are held only until their worker answers."""
-
 NEVER: Final = float("inf")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -310,8 +307,7 @@ class ClientConnection:
         if not part:
             return
         if not self._door.buffer.take(len(part)):
-            message = f"The bodies in memory reach gateway.buffer_limit ({self._door.buffer.limit} bytes)."
-            raise BufferFull(message, retry_after=BUFFER_RETRY_AFTER)
+            raise self._door.buffer.full("Try later.")
         self._held += len(part)
         assert self._head is not None
         self._door.check_size(self._head, self._held)

@@ -12,6 +12,7 @@ from rbee.core.queueing import WaitingRoom
 from rbee.core.routing import Route, RouteTable, Standing
 from rbee.core.usage import UsageSink
 from rbee.gateway import fence
+from rbee.gateway.buffer import Buffer
 from rbee.gateway.endpoints import BODYLESS, HEALTH, INFERENCE
 from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
 from rbee.gateway.head import RequestHead
@@ -28,24 +29,6 @@ RETRY_AFTER: Final = 5.0
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"))
 """What the control API is asked with: its parser calls a method that it does not know an invalid request, in no shape
 of ours, and ends the connection."""
-
-
-class Buffer:
-    """Bytes of request bodies in memory, all requests together."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Whether *size* more bytes may be held; they are counted if so."""
-        if self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        self.used -= size
 
 
 def _text(value: bytes | None) -> str | None:

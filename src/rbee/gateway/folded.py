@@ -1,22 +1,10 @@
 """The answer that is folded for one request: what of it is in memory counts against the gateway's buffer."""
 
-from typing import Protocol
-
-from rbee.core.errors import BufferFull
+from rbee.gateway.buffer import Buffer
 from rbee.gateway.folding import Folded, Folding
 from rbee.gateway.upstream import AnswerHead
 
-RETRY_AFTER = 1.0
-"""Seconds; what others hold is given back as their answers end."""
-
 _OF_STREAMS = frozenset((b"content-type", b"content-length", b"cache-control", b"x-accel-buffering"))
-
-
-class Buffer(Protocol):
-    limit: int
-
-    def take(self, size: int) -> bool: ...
-    def give(self, size: int) -> None: ...
 
 
 class FoldedAnswer:
@@ -37,8 +25,7 @@ class FoldedAnswer:
         grown = self._folding.held - self._held
         if grown > 0 and not self._buffer.take(grown):
             self.release()
-            message = f"The bodies and answers in memory reach gateway.buffer_limit ({self._buffer.limit} bytes)."
-            raise BufferFull(f"{message} Try later, or ask for a stream.", retry_after=RETRY_AFTER)
+            raise self._buffer.full("Try later, or ask for a stream.")
         if grown < 0:
             self._buffer.give(-grown)
         self._held += grown

@@ -61,8 +61,9 @@ class Quotas:
         usage = self._usages.setdefault(principal.name, _Usage())
         most = principal.max_in_flight
         if most and usage.in_flight >= most:
+            requests = "1 request" if usage.in_flight == 1 else f"{usage.in_flight} requests"
             raise TooManyRequests(
-                f"The key '{principal.name}' has {usage.in_flight} requests under way, and may have no more "
+                f"The key '{principal.name}' has {requests} under way, and may have no more "
                 f"(keys.{principal.name}.max_in_flight: {most}). Try again when one of them has ended.",
                 retry_after=max(SHORTEST_RETRY, usage.mean_seconds / most),
             )
@@ -82,7 +83,8 @@ def _check_window(starts: deque[float], principal: Principal, now: float) -> Non
         starts.popleft()
     if len(starts) >= principal.requests_per_minute:
         raise TooManyRequests(
-            f"The key '{principal.name}' has asked {len(starts)} times within a minute, and may ask no more often "
+            f"The key '{principal.name}' has asked {'once' if len(starts) == 1 else f'{len(starts)} times'} within a "
+            f"minute, and may ask no more often "
             f"(keys.{principal.name}.requests_per_minute: {principal.requests_per_minute}). Try again later.",
             retry_after=max(SHORTEST_RETRY, starts[0] + WINDOW - now),
         )

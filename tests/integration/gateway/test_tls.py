@@ -7,8 +7,10 @@ import ssl
 import subprocess
 import warnings
 
+import anyio.to_thread
 import pytest
 
+from rbee.cli.client import Hive, HiveUnreachable
 from rbee.gateway.exchange import now
 from tests.integration.gateway.stubs import DEADLINE, Client, get, post, until
 from tests.tools import need_tool
@@ -244,3 +246,10 @@ async def test_client_that_closes_after_its_tls_request_gets_the_answer_before_t
     assert (await client.answer()).json() == {"status": "alive"}
     assert await client.rest() == b""
     await until(lambda: not house.gateway._connections)
+
+
+async def test_command_line_says_how_a_certificate_is_trusted(tls_port):
+    with pytest.raises(HiveUnreachable) as caught:
+        await anyio.to_thread.run_sync(Hive(f"https://127.0.0.1:{tls_port}").get, "/v1/health")
+    assert "is not trusted" in caught.value.message
+    assert "SSL_CERT_FILE" in caught.value.message

@@ -97,6 +97,12 @@ def test_only_an_admin_sees_and_ends_requests_and_workers(keyed, token, status):
     assert keyed.post(CHAT, {**BODY, "max_tokens": 1}, token=token).status == (200 if token == WEB else status)
 
 
+@pytest.mark.parametrize("request_id", ["nobody", "a%2Fb"])
+def test_request_that_is_not_there_is_not_found(keyed, request_id):
+    answer = keyed.call("DELETE", f"/v1/requests/{request_id}", token=ADMIN)
+    assert (answer.status, answer.json["error"]["code"]) == (404, "request_not_found")
+
+
 def test_list_that_is_asked_for_wrongly_is_refused(keyed):
     for query in ("?limit=-1", "?limit=x", "?state=odd", "?limit=99999999"):
         assert keyed.get(f"/v1/requests{query}", token=ADMIN).status == 422

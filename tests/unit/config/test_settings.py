@@ -149,7 +149,39 @@ def test_wrong_value_is_refused_by_its_key_and_file(toml, text, named):
     file = toml(text)
     message = refused(file=file)
     assert named in message
-    assert named == "server.tls_key" or f"(file {file})" in message or "sha256 (default)" in message
+    assert named == "server.tls_key" or f"(file {file})" in message or "sha256 is not set" in message
+
+
+@pytest.mark.parametrize(
+    "origin", ["example.com", "https://a.example/", "https://a.example/path", "https://*.example", "https://", ""]
+)
+def test_origin_that_no_browser_sends_is_refused(toml, origin):
+    message = refused(file=toml(f"[gateway]\ncors_origins = ['https://b.example', '{origin}']"))
+    assert f"{origin!r} is no origin" in message
+    assert "https://app.example" in message
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "https://a.example", "http://LOCALHOST:3000", "http://[::1]:8080", "chrome-extension://abc"]
+)
+def test_origin_that_a_browser_sends_is_taken(origin):
+    assert load({"gateway.cors_origins": origin}, {}, None).settings.gateway.cors_origins == (origin,)
+
+
+def test_bodies_that_could_never_be_held_are_refused():
+    assert "gateway.max_body (2048 bytes)" in refused({"gateway.max_body": "2KiB", "gateway.buffer_limit": "1KiB"})
+    assert "gateway.buffer_limit (default)" in refused({"gateway.max_body": "1GiB"})
+    load({"gateway.max_body": "1GiB", "gateway.buffer_limit": "1GiB"}, {}, None)
+
+
+def test_digest_is_taken_in_capitals_too_and_a_wrong_one_is_told_how_to_make_it(toml):
+    assert load({}, {}, toml(f"[keys.a]\nsha256 = '{SHA.upper()}'")).settings.keys["a"].sha256 == SHA
+    assert "sha256sum" in refused(file=toml("[keys.a]\nsha256 = 'abc'"))
+
+
+def test_two_names_of_one_key_are_refused(toml):
+    message = refused(file=toml(f"[keys.a]\nsha256 = '{SHA}'\n[keys.b]\nsha256 = '{SHA}'\nrole = 'admin'"))
+    assert message.startswith("keys: 'a' and 'b' are the same key")
 
 
 def test_one_key_with_two_names_is_refused(toml):

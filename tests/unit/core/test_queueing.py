@@ -38,9 +38,10 @@ def test_full_line_refuses_and_says_when_to_come_back():
     assert found.depths() == {"a": 1, "b": 1}
 
 
-def test_line_without_a_place_refuses_everybody():
-    with pytest.raises(QueueFull, match=r"0 requests wait .* \(gateway.queue_limit: 0\)"):
+def test_line_of_no_length_refuses_everybody():
+    with pytest.raises(QueueFull) as caught:
         enter(room(limit=0), "a", "first")
+    assert "gateway.queue_limit: 0" in caught.value.message
 
 
 def test_who_comes_back_takes_the_old_place_even_in_a_full_line():
