@@ -11,6 +11,7 @@ from rbee.core.auth import engine_key
 from tests.hives import Hive, running_hive, wait_for
 
 ADMIN_KEY, CLIENT_KEY, METRICS_KEY = "an-admins-key-of-its-own", "a-clients-key-of-its-own", "a-scrapers-key-of-its-own"
+ONE_AT_A_TIME_KEY, ONCE_A_MINUTE_KEY = "the-key-for-one-at-a-time", "the-key-for-once-a-minute"
 TOOLS_TEMPLATE = Path(__file__).with_name("tools.jinja").read_text()
 """The example model's own template knows no tools; this one shows them as Qwen's models are shown them."""
 
@@ -51,12 +52,19 @@ class Served:
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clients")
     config = folder / "rbee-hive.toml"
-    app, scraper = (hashlib.sha256(key.encode()).hexdigest() for key in (CLIENT_KEY, METRICS_KEY))
+    keys = {
+        "app": (CLIENT_KEY, 'role = "client"'),
+        "scraper": (METRICS_KEY, 'role = "metrics"'),
+        "one": (ONE_AT_A_TIME_KEY, 'role = "client"\nmax_in_flight = 1'),
+        "rare": (ONCE_A_MINUTE_KEY, 'role = "client"\nrequests_per_minute = 1'),
+    }
     config.write_text(
         f'[auth]\napi_token = "{ADMIN_KEY}"\n'
-        f'[keys.app]\nsha256 = "{app}"\nrole = "client"\n'
-        f'[keys.scraper]\nsha256 = "{scraper}"\nrole = "metrics"\n'
-        '[gateway]\nqueue_limit = 1\nmax_body = "1MiB"\n'
+        + "".join(
+            f'[keys.{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n{rest}\n'
+            for name, (key, rest) in keys.items()
+        )
+        + '[gateway]\nqueue_limit = 1\nmax_body = "1MiB"\n'
     )
     config.chmod(0o600)
     with running_hive(folder / "state", config=config) as hive:

@@ -1,7 +1,6 @@
 """An answer that its client wants in one piece, asked for as a stream and folded, so that the engine notices a client
 that leaves. Pure: bytes of the stream come in, the bytes of the answer go out."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,25 +16,35 @@ _FOLDS: Final[Mapping[bytes, Callable[[], Fold]]] = {
     b"/v1/messages": MessagesFold,
 }
 _TELLS_USAGE_IF_ASKED: Final = frozenset((b"/v1/chat/completions", b"/v1/completions"))
-_ASSISTANT: Final = re.compile(rb'"role"\s*:\s*"assistant"')
 _END: Final = b"[DONE]"
 
 
+_NOTHING: Final = (b"null", b"false", b"[]")
+
+
 class _Body(msgspec.Struct):
-    messages: msgspec.Raw = msgspec.Raw(b"")
-    input: msgspec.Raw = msgspec.Raw(b"")
-    verbose: msgspec.Raw = msgspec.Raw(b"false")
+    messages: msgspec.Raw = msgspec.Raw(b"null")
+    input: msgspec.Raw = msgspec.Raw(b"null")
+    verbose: msgspec.Raw = msgspec.Raw(b"null")
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_messages = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_message = msgspec.json.Decoder(_Message).decode
 _decode = msgspec.json.Decoder().decode
 
 
 def fold_for(path: bytes, body: bytes) -> "Folding | None":
     """What folds the answer to this request; None where the engine's own answer would say something else.
 
-    llama.cpp repeats the start of an answer that the client has begun only outside of streams, and describes itself
-    differently there (``verbose``).
+    llama.cpp repeats the start of an answer that the client has begun only outside of streams, describes itself
+    differently there (``verbose``), and refuses ``logprobs`` beside ``tools`` in streams alone.
     """
     make = _FOLDS.get(path)
     if make is None:
@@ -44,17 +53,23 @@ def fold_for(path: bytes, body: bytes) -> "Folding | None":
         found = _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if bytes(found.verbose) not in (b"false", b"null") or _continues(found.messages) or _continues(found.input):
+    if _says(found.verbose) or (_says(found.tools) and _says(found.logprobs)):
+        return None
+    if _continues(found.messages) or _continues(found.input):
         return None
     return Folding(make())
 
 
+def _says(value: msgspec.Raw) -> bool:
+    return bytes(value) not in _NOTHING
+
+
 def _continues(messages: msgspec.Raw) -> bool:
-    """Whether the last one seems to be the assistant's. Never said wrongly of one that is: a role deeper inside a
-    message would have to come after its own."""
-    raw = bytes(messages)
-    start = raw.rfind(b'"role"')
-    return start >= 0 and _ASSISTANT.match(raw, start) is not None
+    """Whether the last one is the assistant's. What is no list of messages is for the engine to judge."""
+    try:
+        return _decode_message(_decode_messages(messages)[-1]).role == "assistant"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
+        return False
 
 
 def values_for(path: bytes) -> dict[str, bytes]:

@@ -124,17 +124,15 @@ class OpenAIFold:
         self._is_chat = is_chat
         self._choices: dict[int, _Choice] = {}
         self._whole: dict[str, Any] = {}
-        self._ended = 0
+        self._index = 0
 
     def take(self, event: dict[str, Any]) -> None:
         for choice in event.pop("choices", ()):
-            index = choice.get("index", 0)
-            self.held += self._choices.setdefault(index, _Choice()).take(choice)
-            if choice.get("finish_reason"):
-                self._ended = index
+            self._index = choice.get("index", 0)
+            self.held += self._choices.setdefault(self._index, _Choice()).take(choice)
         event.pop("prompt_progress", None)  # of streams alone
-        if self._ended:
-            # Each choice tells its own, right after its end; an answer in one piece has those of the first choice.
+        if self._index:
+            # Each choice tells its own, at last right after its end; an answer in one piece has the first choice's.
             event.pop("usage", None)
             event.pop("timings", None)
         self._whole |= event

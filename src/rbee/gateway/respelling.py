@@ -34,35 +34,42 @@ def respell(body: bytes, values: Mapping[str, bytes]) -> bytes:
     whole body is written anew. Raises MalformedRequest where that is not possible.
     """
     try:
-        for name, value in values.items():
-            body = _with(body, name, value)
+        return _with(body, values)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _NotFound):
         return _written_anew(body, values)
-    return body
 
 
 class _NotFound(Exception):
     """The value stands nowhere that can be told from other places."""
 
 
-def _with(body: bytes, name: str, value: bytes) -> bytes:
-    old = getattr(_decode(body), name)
-    key = b'"%b"' % name.encode()
-    if old is msgspec.UNSET:
-        start = body.index(b"{") + 1
-        return b"%b%b:%b,%b" % (body[:start], key, value, body[start:])
-    raw = bytes(old)
-    if raw == value:
+def _with(body: bytes, values: Mapping[str, bytes]) -> bytes:
+    # Each look at all of a large body, and each copy of it, holds the loop: no more of them than there must be.
+    known = _decode(body)
+    added = b""
+    for name, value in values.items():
+        old = getattr(known, name)
+        if old is msgspec.UNSET:
+            added += b'"%b":%b,' % (name.encode(), value)
+        elif bytes(old) != value:
+            body = _replaced(body, name, bytes(old), value)
+    if not added:
         return body
+    start = body.index(b"{") + 1
+    return b"%b%b%b" % (body[:start], added, body[start:])
+
+
+def _replaced(body: bytes, name: str, old: bytes, value: bytes) -> bytes:
+    key = b'"%b"' % name.encode()
     start = -1
     for _ in range(MAX_TRIES):
         start = body.find(key, start + 1)
         if start < 0:
             break
         colon = _COLON.match(body, start + len(key))
-        if colon is None or not body.startswith(raw, colon.end()):
+        if colon is None or not body.startswith(old, colon.end()):
             continue
-        changed = b"%b%b%b" % (body[: colon.end()], value, body[colon.end() + len(raw) :])
+        changed = b"%b%b%b" % (body[: colon.end()], value, body[colon.end() + len(old) :])
         # The same key may stand deeper, or in a text: it was the right one if the body now says what it should.
         if _says(changed, name, value):
             return changed

@@ -1,5 +1,6 @@
 """A client that wants its answer in one piece, and a worker that is asked for a stream in its place."""
 
+import asyncio
 import json
 
 import pytest
@@ -161,6 +162,62 @@ async def test_an_answer_that_the_buffer_does_not_hold_is_refused(make_house):
     answer = await house.ask(post(CHAT))
     assert (answer.status, answer.json()["error"]["code"]) == (503, "buffer_full")
     await until(lambda: stub.open == 0)
+
+
+async def test_nothing_is_sent_before_all_is_there(make_house):
+    house = await make_house(keepalive_after=0.05, idle_timeout=0.3)
+    go_on = asyncio.Event()
+
+    async def slow(call):
+        call.stream_head()
+        call.chunk(FIRST)
+        await go_on.wait()
+        call.chunk(LAST)
+        call.end()
+
+    await worker(house, slow)
+    client = await house.client()
+    client.post(CHAT)
+    # Longer than a stream goes without a comment, and than a client may be idle between requests.
+    await until(lambda: any(seen.age_seconds > 1.0 for seen in house.gateway.log.underway()))
+    go_on.set()
+    answer = await client.answer()
+    assert (answer.status, answer.json()) == (200, ANSWER)
+
+
+async def test_a_worker_that_falls_silent_is_asked_again_once(make_house):
+    house = await make_house(stall_timeout=0.3)
+    stub = await worker(house, begun)
+    answer = await house.ask(post(CHAT))
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "worker_lost")
+    assert len(stub.calls) == 2
+
+
+async def test_one_that_is_cancelled_is_told_so_and_leaves_its_worker(house):
+    stub = await worker(house, begun)
+    client = await house.client()
+    client.post(CHAT, "/v1/chat/completions", "X-Request-Id: mine")
+    await until(lambda: house.gateway.buffer.used > len(json.dumps(CHAT)))
+    house.gateway.log.cancel("mine")
+    answer = await client.answer()
+    assert (answer.status, answer.json()["error"]["code"]) == (410, "request_cancelled")
+    await until(lambda: stub.open == 0)
+
+
+async def test_a_client_of_the_old_version_gets_one_answer_and_its_end(house):
+    await worker(house, whole)
+    answer = await house.ask(post(CHAT).replace(b"HTTP/1.1", b"HTTP/1.0", 1), to_end=True)
+    assert "transfer-encoding" not in answer.headers
+    assert answer.json() == ANSWER
+
+
+@pytest.mark.parametrize("said", [b"null", b"false"])
+async def test_what_a_client_says_of_a_stream_that_it_does_not_want_is_replaced(house, said):
+    stub = await worker(house, whole)
+    body = b'{"model":"synthetic:a","messages":[],"stream":%b,"stream_options":{"include_usage":false}}' % said
+    answer = await house.ask(post(body))
+    assert answer.json() == ANSWER
+    assert json.loads(stub.bodies[0]) == {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
 
 
 async def test_the_engines_name_and_the_stream_are_put_in_together(house):

@@ -120,6 +120,19 @@ def test_several_choices_keep_their_places_and_the_usage_is_the_first_ones():
     assert found["usage"] == {"completion_tokens": 1}
 
 
+def test_what_a_later_choice_tells_as_it_goes_does_not_replace_what_the_first_one_told():
+    timings = {"predicted_n": 2}
+    events = [
+        chat(delta(0, finish="stop"), timings={"predicted_n": 1}),
+        event({"choices": [], **WHOLE, "timings": timings}),
+        chat(delta(1, content="b"), timings={"predicted_n": 7}),
+        chat(delta(1, finish="stop"), timings={"predicted_n": 8}),
+        event({"choices": [], **WHOLE, "timings": {"predicted_n": 9}}),
+        DONE,
+    ]
+    assert answer(CHAT, *events)["timings"] == timings
+
+
 def test_keys_that_nobody_knows_are_kept_and_progress_is_not():
     found = answer(CHAT, chat(delta(content="a"), prompt_progress={"total": 1}), chat(delta(finish="stop"), x=7), DONE)
     assert found["x"] == 7
@@ -237,7 +250,10 @@ def test_texts_are_held_and_what_surrounds_them_is_not():
         (CHAT, b'{"messages":[{"role":"user"},{ "role" : "assistant","content":"The"}]}'),
         (MESSAGES, b'{"messages":[{"content":"The","role":"assistant"}],"tools":[{"role":1}]}'),
         (RESPONSES, b'{"input":[{"role":"assistant","content":"The"}]}'),
+        (CHAT, b'{"messages":[{"role":"assistant","content":"The","metadata":{"role":"user"}}]}'),
+        (CHAT, rb'{"messages":[{"r\u006fle":"assist\u0061nt","content":"The"}]}'),
         (CHAT, b'{"verbose":true}'),
+        (CHAT, b'{"tools":[{}],"logprobs":true}'),
         (CHAT, rb'{"x":"\ud800"'),
     ],
 )
@@ -250,6 +266,8 @@ def test_what_would_be_answered_differently_is_not_folded(path, body):
     [
         b'{"messages":[{"role":"assistant"},{"role":"user","content":"\\"role\\":\\"assistant\\""}]}',
         b'{"messages":[],"verbose":false}',
+        b'{"messages":[],"tools":[{}],"logprobs":false}',
+        b'{"messages":[],"tools":[],"logprobs":true}',
         b'{"messages":7}',
     ],
 )
