@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from rbee.config.layers import NAMED, Schema, Value, dotted, from_environment, from_file, from_flags
@@ -55,16 +55,6 @@ class Settings(Section):
     gateway: Gateway = Field(default_factory=Gateway)
     models: Models = Field(default_factory=Models)
     log: Log = Field(default_factory=Log)
-
-    @field_validator("keys")
-    @classmethod
-    def _are_different(cls, value: dict[str, Key]) -> dict[str, Key]:
-        names: dict[str, str] = {}
-        for name, key in value.items():
-            other = names.setdefault(key.sha256, name)
-            if other != name:
-                raise ValueError(f"'{other}' and '{name}' are the same key (sha256): which role and limits has it?")
-        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,11 +179,6 @@ def test_digest_is_taken_in_capitals_too_and_a_wrong_one_is_told_how_to_make_it(
     assert "sha256sum" in refused(file=toml("[keys.a]\nsha256 = 'abc'"))
 
 
-def test_two_names_of_one_key_are_refused(toml):
-    message = refused(file=toml(f"[keys.a]\nsha256 = '{SHA}'\n[keys.b]\nsha256 = '{SHA}'\nrole = 'admin'"))
-    assert message.startswith("keys: 'a' and 'b' are the same key")
-
-
 def test_one_key_with_two_names_is_refused(toml):
     file = toml(f"[keys.ci]\nsha256 = '{SHA}'\nrole = 'admin'\n[keys.web]\nsha256 = '{SHA}'\n")
     assert "keys.ci.sha256 and keys.web.sha256 are the same key" in refused(file=file)
