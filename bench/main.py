@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import admission, affinity, models, sampling, supervision
+from bench import admission, affinity, lost_clients, models, sampling, supervision
 from bench.gateway.price import gateway_price
 from bench.gateway.streams import gateway_scale, gateway_streams
 from bench.measure import (
@@ -225,6 +225,7 @@ PARTS = {
     "gateway_streams": gateway_streams,
     "gateway_scale": gateway_scale,
     "affinity": affinity.affinity,
+    "lost_clients": lost_clients.lost_clients,
 }
 
 

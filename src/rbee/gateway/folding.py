@@ -78,6 +78,9 @@ def values_for(path: bytes) -> dict[str, bytes]:
     if path in _TELLS_USAGE_IF_ASKED:
         # The client's own, if any, were about a stream that it has not asked for.
         values["stream_options"] = b'{"include_usage":true}'
+    if path == b"/v1/chat/completions":
+        # Otherwise llama.cpp sends nothing, and so notices no lost client, before the end of the whole prompt.
+        values["return_progress"] = b"true"
     return values
 
 

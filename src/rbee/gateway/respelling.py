@@ -22,13 +22,14 @@ class _Body(msgspec.Struct):
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream_options: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    return_progress: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(_Body).decode
 
 
 def respell(body: bytes, values: Mapping[str, bytes]) -> bytes:
-    """*body* with *values* (JSON each) for ``model``, ``stream`` and ``stream_options``; a missing key is added.
+    """*body* with *values* (JSON each) for keys that ``_Body`` has; a missing one is added.
 
     The body must be a JSON object with at least one key. Where a key is spelled with escapes or stands there twice, the
     whole body is written anew. Raises MalformedRequest where that is not possible.

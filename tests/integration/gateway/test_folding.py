@@ -10,6 +10,7 @@ from tests.integration.gateway.stubs import Stub, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a", "messages": []}
+WISHED = {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
 FIRST = b'data: {"choices":[{"index":0,"finish_reason":null,"delta":{"role":"assistant","content":"Hi"}}],"id":"x"}\n\n'
 LAST = (
     b'data: {"choices":[{"index":0,"finish_reason":"stop","delta":{}}],"id":"x"}\n\n'
@@ -68,7 +69,7 @@ async def test_a_stream_becomes_one_answer(house):
     assert int(answer.headers["content-length"]) == len(answer.body)
     assert answer.headers["x-rbee-worker"] == "w1"
     assert answer.json() == ANSWER
-    assert json.loads(stub.bodies[0]) == {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    assert json.loads(stub.bodies[0]) == {**CHAT, **WISHED}
     await until(lambda: house.usages)
     usage = house.usages[0]
     assert (usage.stream, usage.prompt_tokens, usage.generated_tokens) == (False, 3, 2)
@@ -217,7 +218,7 @@ async def test_what_a_client_says_of_a_stream_that_it_does_not_want_is_replaced(
     body = b'{"model":"synthetic:a","messages":[],"stream":%b,"stream_options":{"include_usage":false}}' % said
     answer = await house.ask(post(body))
     assert answer.json() == ANSWER
-    assert json.loads(stub.bodies[0]) == {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    assert json.loads(stub.bodies[0]) == {**CHAT, **WISHED}
 
 
 async def test_the_engines_name_and_the_stream_are_put_in_together(house):
