@@ -261,6 +261,9 @@ class Inference(Relay):
             self._folded = None
         if self._folded is None:
             self._begin(head)
+        else:
+            # It has been sent, and heard: asked again, it is written anew.
+            self._request = None
         return True
 
     def _fold(self, answer: FoldedAnswer, data: bytes, done: bool) -> None:
