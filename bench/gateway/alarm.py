@@ -37,5 +37,9 @@ class Alarm:
         self._libc.timerfd_settime(self._fd, 0, ctypes.byref(due), None)
 
     def _rings(self) -> None:
-        os.read(self._fd, 8)
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            # Whoever was called before in this round of the loop has set it anew, and it will ring for that.
+            return
         self._ring()

@@ -9,7 +9,8 @@ import os
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rbee.gateway.upstream import Pool, Request, Upstream
+from rbee.gateway.pool import Pool
+from rbee.gateway.upstream import Request, Upstream
 from tests.corpus import read
 from tests.property.damage import EDITS, MAX_SEED, edited
 from tests.unit.gateway.upstreams import WORKER, FakeAsker, FakeTransport

@@ -18,10 +18,10 @@ from rbee.gateway.exchange import ControlRelay, OwnAnswer, control_unavailable
 from rbee.gateway.head import RequestHead
 from rbee.gateway.inference import Inference
 from rbee.gateway.options import GatewayOptions
+from rbee.gateway.pool import Pool
 from rbee.gateway.ports import Client, Exchange
 from rbee.gateway.quota import Quotas
 from rbee.gateway.request_log import RequestLog
-from rbee.gateway.upstream import Pool
 
 RETRY_AFTER: Final = 5.0
 """Seconds; a hive that stops may be started again."""

@@ -7,9 +7,10 @@ import structlog
 
 from rbee.core.errors import ControlUnavailable
 from rbee.gateway.head import RequestHead
+from rbee.gateway.pool import Pool
 from rbee.gateway.ports import Client
 from rbee.gateway.rewrite import Fields, for_control, lines_of
-from rbee.gateway.upstream import AnswerHead, Pool, Request, Upstream
+from rbee.gateway.upstream import AnswerHead, Request, Upstream
 
 log = structlog.get_logger(__name__)
 

@@ -1,10 +1,12 @@
 """The answer that is folded for one request: what of it is in memory counts against the gateway's buffer."""
 
+from typing import Final
+
 from rbee.gateway.buffer import Buffer
 from rbee.gateway.folding import Folded, Folding
 from rbee.gateway.upstream import AnswerHead
 
-_OF_STREAMS = frozenset((b"content-type", b"content-length", b"cache-control", b"x-accel-buffering"))
+_OF_STREAMS: Final = frozenset((b"content-type", b"content-length", b"cache-control", b"x-accel-buffering"))
 
 
 class FoldedAnswer:

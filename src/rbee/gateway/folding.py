@@ -17,8 +17,6 @@ _FOLDS: Final[Mapping[bytes, Callable[[], Fold]]] = {
 }
 _TELLS_USAGE_IF_ASKED: Final = frozenset((b"/v1/chat/completions", b"/v1/completions"))
 _END: Final = b"[DONE]"
-
-
 _NOTHING: Final = (b"null", b"false", b"[]")
 
 

@@ -1,6 +1,7 @@
 """The load and the stub of the gateway's bench count what they should, with nothing between them."""
 
 import asyncio
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.gateway import load, payloads, proxies
+from bench.gateway.alarm import Alarm
 from bench.measure import answers, free_port
 from tests.hives import wait_for
 
@@ -69,3 +71,18 @@ async def ask_one_that_breaks_off() -> load.Result:
     port = server.sockets[0].getsockname()[1]
     async with server:
         return await asyncio.to_thread(load.run, load.Streams(port, 1, 5, 10, 0, 30))
+
+
+class FakeLoop:
+    def add_reader(self, fd, callback):
+        self.fd, self.read = fd, callback
+
+
+def test_alarm_that_was_set_anew_after_it_rang_rings_later_and_not_now() -> None:
+    loop, rung = FakeLoop(), []
+    alarm = Alarm(loop, lambda: rung.append(True))
+    alarm.set(0.0)
+    assert select.select([loop.fd], [], [], 10)[0]
+    alarm.set(3600.0)
+    loop.read()
+    assert not rung

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from rbee.gateway.upstream import Pool, Request, Upstream
+from rbee.gateway.pool import Pool
+from rbee.gateway.upstream import Request, Upstream
 from tests.corpus import read
 from tests.corpus.read import Answer
 from tests.unit.gateway.upstreams import WORKER, FakeAsker, FakeTransport

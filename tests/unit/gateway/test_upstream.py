@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.gateway.upstream import Pool, Request, Upstream, whole_chunk
+from rbee.gateway.pool import Pool
+from rbee.gateway.upstream import Request, Upstream, whole_chunk
 from tests.unit.gateway.upstreams import WORKER, FakeAsker, FakeTransport
 
 pytestmark = pytest.mark.anyio
