@@ -1,5 +1,6 @@
 """rbee-hive: the composition root, the only module that builds adapters and wires everything."""
 
+import gc
 import math
 import platform
 import signal
@@ -181,6 +182,8 @@ class Daemon:
         self._control = ControlServer(app)
         tasks.start_soon(self._control.serve, [self._control_socket])
         await self._control.accepting.wait()
+        # What was built until here stays: a full collection would look through it, and stop every stream for 30 ms.
+        gc.freeze()
         self._gateway.control_up = True
         self._gateway.ready_problem = lambda: "the workers of the hive before are being looked for"
         await self._pool.wait_adopted()
