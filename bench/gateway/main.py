@@ -1,8 +1,8 @@
 """A quick look at one figure: what our gateway costs beside HAProxy.
 
 ``json``: requests of 32 clients that ask again at once; ``open``: 1,000 requests a second; ``chunks``: of 64 streams,
-each at its own moment; ``heaps``: of all of them at the same moments; ``steps``: our own code alone, without sockets;
-``table``: every peer and every figure, in four minutes.
+each at its own moment; ``heaps``: of all of them at the same moments; ``added``: time to the first byte; ``steps``:
+our own code alone, without sockets; ``table``: every peer and every figure, in four minutes.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bench.gateway import price, proxies, rounds, steps
-from bench.gateway.proxies import HAPROXY, OURS
+from bench.gateway.proxies import DIRECT, HAPROXY, OURS
 
 REQUESTS = 4000
 SECONDS = 2.0
@@ -18,7 +18,7 @@ SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["json", "open", "chunks", "heaps", "steps", "table"])
+    parser.add_argument("what", choices=["json", "open", "chunks", "heaps", "added", "steps", "table"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=32, help="of json")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second of open")
@@ -26,6 +26,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.what == "table":
         print_table()
+    elif chosen.what == "added":
+        print_added(chosen)
     elif chosen.what == "steps":
         print_steps()
     else:
@@ -38,6 +40,22 @@ def print_table() -> None:
     rule = ["---" for _ in price.HEADINGS]
     for line in (price.HEADINGS, rule, *price.lines(found)):
         print(f"| {' | '.join(line)} |")
+
+
+def print_added(chosen: argparse.Namespace) -> None:
+    names = [DIRECT, HAPROXY, OURS, *chosen.others]
+    with (
+        tempfile.TemporaryDirectory(prefix="rbee-bench-") as folder,
+        proxies.standing(Path(folder), names) as found,
+        rounds.loader() as pool,
+    ):
+        for proxy in found.values():
+            # So that none of them is measured in its first second.
+            rounds.a_request(pool, proxy, REQUESTS)
+        for name, (p50, p99, rate) in price.added(
+            pool, list(found.values()), rounds.highest_rate(pool, found[HAPROXY])
+        ).items():
+            print(f"{name}: p50 {p50 * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms at {rate:.0f} requests a second")
 
 
 def print_steps() -> None:

@@ -99,9 +99,9 @@ def compare(folder: Path) -> Comparison:
         found.chunks = _taken(fast, slow, lambda proxy: _chunk(pool, proxy))
         found.heaped_chunks = _taken(fast, [], lambda proxy: _chunk(pool, proxy, together=True))
         if HAPROXY in there:
-            found.added = _added(pool, [there[DIRECT], *fast], rounds.highest_rate(pool, there[HAPROXY]))
+            found.added = added(pool, [there[DIRECT], *fast], rounds.highest_rate(pool, there[HAPROXY]))
         for proxy in slow:
-            found.added |= _added(pool, [there[DIRECT], proxy], found.closed_rate(proxy.name))
+            found.added |= added(pool, [there[DIRECT], proxy], found.closed_rate(proxy.name))
     return found
 
 
@@ -141,8 +141,11 @@ def _chunk(pool: Executor, proxy: Proxy, *, together: bool = False) -> Cost:
     return rounds.a_chunk(pool, proxy, rounds.Paced(SECONDS, streams, INTERVAL_MS, together))
 
 
-def _added(pool: Executor, both: list[Proxy], highest: float) -> dict[str, tuple[float, float, float]]:
-    """Difference of the percentiles with and without each proxy at the same rate, the median of the rounds."""
+def added(pool: Executor, both: list[Proxy], highest: float) -> dict[str, tuple[float, float, float]]:
+    """Seconds that each of *both* (DIRECT among them) adds to the first byte at a quarter of the *highest* rate.
+
+    By proxy p50 and p99, each the median of the rounds' differences to going there directly, and the rate.
+    """
     rate = highest / SHARE_OF_HIGHEST
     differences: dict[str, list[list[float]]] = {proxy.name: [] for proxy in both}
     for number in range(ADDED_ROUNDS):
