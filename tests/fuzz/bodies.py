@@ -1,8 +1,14 @@
-"""Bodies of requests at random: JSON of all kinds with the fields that the gateway reads, and damaged ones."""
+"""Bodies of requests at random: JSON of all kinds with the fields that the gateway reads, and damaged ones.
+
+``outcome`` is what the gateway makes of one, ``expected`` what the standard parser makes of it by the same rules.
+"""
 
 import json
 from collections.abc import Iterator
 from random import Random
+
+from rbee.core.errors import RequestError
+from rbee.gateway.asked import Asked, read
 
 _STRINGS = [
     '"a"', '"synthetic:x"', '""', '"\\u00e9"', '"é"', '"\\ud800"', '"\\ud83d\\ude00"', '"\\""', '"\\\\"', '"model"',
@@ -85,3 +91,27 @@ def _damaged(random: Random, body: bytes) -> bytes:
         into = random.choice([b"", random.choice(_BYTES), random.choice(_WRONG).encode(), body[at : at + 4]])
         body = body[:at] + into + body[at + cut :]
     return body[: random.randrange(len(body) + 1)] if random.random() < 0.1 else body
+
+
+def outcome(body: bytes) -> Asked | str:
+    try:
+        return read(body)
+    except RequestError as error:
+        return error.code
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def expected(body: bytes) -> Asked | str:
+    """The same rules by the standard parser, all of the body built."""
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return "malformed_request"
+    if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+        return "invalid_field"
+    if not isinstance(value.get("stream"), bool | None):
+        return "invalid_field"
+    return Asked(value["model"], bool(value.get("stream")))

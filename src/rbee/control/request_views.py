@@ -1,6 +1,7 @@
 """The bodies of what is told of inference requests. Times in seconds."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -48,34 +49,14 @@ class CancelAnswer(BaseModel):
 
 
 def underway_view(request: Underway) -> RequestView:
-    return RequestView(
-        request_id=request.request_id,
-        state=request.state,
-        model=request.model,
-        worker_id=request.worker_id,
-        endpoint=request.endpoint,
-        stream=request.stream,
-        key=request.key,
-        started_at=_at(request.started_at),
-        duration_seconds=_rounded(request.age_seconds),
-        queue_seconds=_rounded(request.queue_seconds),
-        first_byte_seconds=_known(request.first_byte_seconds),
-    )
+    return _view(request, request.state, request.age_seconds)
 
 
 def ended_view(usage: Usage) -> RequestView:
-    return RequestView(
-        request_id=usage.request_id,
-        state=RequestState.FINISHED,
-        model=usage.model,
-        worker_id=usage.worker_id,
-        endpoint=usage.endpoint,
-        stream=usage.stream,
-        key=usage.key,
-        started_at=_at(usage.started_at),
-        duration_seconds=_rounded(usage.duration_seconds),
-        queue_seconds=_rounded(usage.queue_seconds),
-        first_byte_seconds=_known(usage.first_byte_seconds),
+    return _view(
+        usage,
+        RequestState.FINISHED,
+        usage.duration_seconds,
         overhead_seconds=_known(usage.overhead_seconds),
         status=usage.status,
         cancelled=usage.cancelled,
@@ -85,6 +66,24 @@ def ended_view(usage: Usage) -> RequestView:
         cached_tokens=usage.cached_tokens,
         tokens_per_second=_known(usage.tokens_per_second),
         finish_reason=usage.finish_reason,
+    )
+
+
+def _view(request: Underway | Usage, state: RequestState, seconds: float, **more: Any) -> RequestView:
+    """What is told of both kinds, and *more*."""
+    return RequestView(
+        request_id=request.request_id,
+        state=state,
+        model=request.model,
+        worker_id=request.worker_id,
+        endpoint=request.endpoint,
+        stream=request.stream,
+        key=request.key,
+        started_at=_at(request.started_at),
+        duration_seconds=_rounded(seconds),
+        queue_seconds=_rounded(request.queue_seconds),
+        first_byte_seconds=_known(request.first_byte_seconds),
+        **more,
     )
 
 

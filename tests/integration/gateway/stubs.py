@@ -220,6 +220,24 @@ class Client:
         self.writer.transport.abort()
 
 
+class Pouring:
+    """Answers with a stream of *pieces* pieces, as fast as they are taken: by default more than sockets hold."""
+
+    PIECE = b"x" * 65536
+
+    def __init__(self, pieces: int = 2000) -> None:
+        self.pieces = pieces
+        self.sent = 0
+
+    async def __call__(self, call: Call) -> None:
+        call.stream_head()
+        for _ in range(self.pieces):
+            call.chunk(self.PIECE)
+            self.sent += len(self.PIECE)
+            await call.writer.drain()
+        call.end()
+
+
 def post(value: object, path: str = "/v1/chat/completions", *lines: str) -> bytes:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     head = [

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.integration.gateway.stubs import get, post, until
+from tests.integration.gateway.stubs import Pouring, get, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a", "messages": []}
@@ -296,29 +296,19 @@ async def test_no_delay_is_set_on_both_sides(house):
 
 
 async def test_slow_client_slows_its_worker_down_and_memory_stays_bounded(house):
-    sent = 0
-
-    async def pour(call):
-        nonlocal sent
-        call.stream_head()
-        for _ in range(2000):
-            call.chunk(b"x" * 65536)
-            sent += 65536
-            await call.writer.drain()
-        call.end()
-
-    await house.worker(answer=pour)
+    pouring = Pouring()
+    await house.worker(answer=pouring)
     client = await house.client()
     client.writer.transport.pause_reading()
     client.post(STREAM)
     await until(lambda: any(upstream.paused for upstream in house.gateway.pool._open))
     before = -1
-    while before != sent:
-        before = sent
+    while before != pouring.sent:
+        before = pouring.sent
         await asyncio.sleep(0.2)
     connection = next(iter(house.gateway._connections))
     assert connection._transport.get_write_buffer_size() < 2 * 1024 * 1024
-    assert sent < 60_000_000
+    assert pouring.sent < 60_000_000
     client.writer.transport.resume_reading()
     await client.head()
     total = 0

@@ -7,21 +7,11 @@ import pytest
 
 from rbee.core.routing import Route, Standing
 from rbee.gateway.exchange import now
-from tests.integration.gateway.stubs import get, post, until
+from tests.integration.gateway.stubs import Pouring, get, post, until
 
 pytestmark = pytest.mark.anyio
 CHAT = {"model": "synthetic:a", "messages": []}
 STREAM = {**CHAT, "stream": True}
-PIECE = b"x" * 65536
-
-
-async def pour(call):
-    """Far more than all sockets hold."""
-    call.stream_head()
-    for _ in range(2000):
-        call.chunk(PIECE)
-        await call.writer.drain()
-    call.end()
 
 
 async def deaf_client(house):
@@ -38,7 +28,7 @@ def paused(house) -> bool:
 
 async def test_client_that_never_reads_its_stream_is_cut_and_frees_its_worker(make_house):
     house = await make_house(idle_timeout=0.5)
-    worker = await house.worker(answer=pour)
+    worker = await house.worker(answer=Pouring())
     client = await deaf_client(house)
     client.post(STREAM)
     await until(lambda: paused(house))
@@ -49,7 +39,7 @@ async def test_client_that_never_reads_its_stream_is_cut_and_frees_its_worker(ma
 
 async def test_client_that_never_reads_a_control_stream_is_cut(make_house):
     house = await make_house(idle_timeout=0.5)
-    house.control.answer = pour
+    house.control.answer = Pouring()
     client = await deaf_client(house)
     client.send(get("/v1/events"))
     await until(lambda: paused(house))
@@ -58,7 +48,7 @@ async def test_client_that_never_reads_a_control_stream_is_cut(make_house):
 
 
 async def test_client_that_reads_a_little_now_and_then_is_cut_only_when_it_stops(house):
-    await house.worker(answer=pour)
+    await house.worker(answer=Pouring())
     client = await deaf_client(house)
     client.post(STREAM)
     await until(lambda: paused(house))

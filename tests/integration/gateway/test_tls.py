@@ -12,7 +12,7 @@ import pytest
 
 from rbee.cli.client import Hive, HiveUnreachable
 from rbee.gateway.exchange import now
-from tests.integration.gateway.stubs import DEADLINE, Client, get, post, until
+from tests.integration.gateway.stubs import DEADLINE, Client, Pouring, get, post, until
 from tests.tools import need_tool
 
 pytestmark = pytest.mark.anyio
@@ -189,25 +189,15 @@ async def test_tls_client_that_goes_without_a_word_ends_its_stream_at_the_worker
 
 
 async def test_slow_tls_client_slows_its_worker_down_and_is_cut_when_it_takes_nothing(house, tls_client):
-    sent = 0
-
-    async def pour(call):
-        nonlocal sent
-        call.stream_head()
-        for _ in range(2000):
-            call.chunk(b"x" * 65536)
-            sent += 65536
-            await call.writer.drain()
-        call.end()
-
-    await house.worker(answer=pour)
+    pouring = Pouring()
+    await house.worker(answer=pouring)
     client = await tls_client()
     client.writer.transport.pause_reading()
     client.post(STREAM)
     await until(lambda: any(upstream.paused for upstream in house.gateway.pool._open))
     (connection,) = house.gateway._connections
     assert connection._transport.get_write_buffer_size() < 4 * 1024 * 1024
-    assert sent < 60_000_000
+    assert pouring.sent < 60_000_000
     time = now()
 
     def cut() -> bool:
@@ -221,14 +211,7 @@ async def test_slow_tls_client_slows_its_worker_down_and_is_cut_when_it_takes_no
 
 
 async def test_slow_tls_client_that_reads_is_not_cut(house, tls_client):
-    async def pour(call):
-        call.stream_head()
-        for _ in range(400):
-            call.chunk(b"x" * 65536)
-            await call.writer.drain()
-        call.end()
-
-    await house.worker(answer=pour)
+    await house.worker(answer=Pouring(400))
     client = await tls_client()
     client.post(STREAM)
     await client.head()

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbee.core.errors import InvalidField, MalformedRequest, RequestError
+from rbee.core.errors import InvalidField, MalformedRequest
 from rbee.gateway.asked import SLOW_LIMIT, Asked, read
+from tests.fuzz.bodies import expected, outcome
 
 
 @pytest.mark.parametrize(
@@ -75,26 +76,6 @@ _values = st.recursive(
 )
 _names = st.sampled_from(["model", "stream", "messages", "mode", "modell"]) | st.text(max_size=4)
 _pairs = st.lists(st.tuples(_names, _values | st.sampled_from(["a", True, False])), max_size=6)
-
-
-def outcome(body: bytes) -> Asked | str:
-    try:
-        return read(body)
-    except RequestError as error:
-        return error.code
-
-
-def expected(body: bytes) -> Asked | str:
-    """The same rules by the standard parser, all of the body built."""
-    try:
-        value = json.loads(body.decode(), parse_constant=lambda name: int(name))
-    except ValueError:
-        return "malformed_request"
-    if not isinstance(value, dict) or not isinstance(value.get("model"), str):
-        return "invalid_field"
-    if not isinstance(value.get("stream"), bool | None):
-        return "invalid_field"
-    return Asked(value["model"], bool(value.get("stream")))
 
 
 @settings(max_examples=1000)
